@@ -1,0 +1,26 @@
+"""What the trainer hook asks of every distillation loss."""
+
+from torch import Tensor, nn
+
+from ..modeling import Outputs, Target
+
+
+class DistillationLoss:
+    """(teacher's outputs, student's outputs, targets) to named scalar losses.
+
+    Attributes:
+        asks_targets: whether it needs both decoders' answers to target queries (`Outputs.extra`).
+        asks_objects: whether it needs the teacher's object predictions (`Outputs.objects`).
+        projection: from the student's width to the teacher's, (..., C_S) to (..., C_T), trained with the student; None
+            where it needs none.
+    """
+
+    asks_targets = False
+    asks_objects = False
+    projection: nn.Module | None = None
+
+    def make_projection(self, student_dim: int, teacher_dim: int) -> nn.Module | None:
+        return None
+
+    def __call__(self, teacher: Outputs, student: Outputs, targets: list[Target]) -> dict[str, Tensor]:
+        raise NotImplementedError

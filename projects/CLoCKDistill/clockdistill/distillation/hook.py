@@ -1,0 +1,157 @@
+"""The trainer hook that owns teacher, losses and projections."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import UserError
+from ..modeling import Detector, Outputs, Queries
+from ..modeling.weights import load_weights
+from .base import DistillationLoss
+from .logits import target_queries
+
+logger = logging.getLogger(__name__)
+
+
+def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
+    """A frozen detector in eval mode.
+
+    Raises:
+        UserError: if a file is missing, a parameter is not in the checkpoint, or the classes are not the student's.
+    """
+    if not checkpoint:
+        raise UserError("no teacher checkpoint is given: set distillation.teacher.checkpoint=PATH")
+    try:
+        model = LazyConfig.load(config).model
+    except FileNotFoundError as error:
+        raise UserError(f"teacher config {config} does not exist: set distillation.teacher.config=PATH") from error
+    teacher = instantiate(model)
+    if teacher.num_classes != student.num_classes:
+        raise UserError(
+            f"the teacher of {config} has {teacher.num_classes} classes and the student {student.num_classes}: "
+            "train both on the same classes"
+        )
+    unset = load_weights(teacher, checkpoint).unset
+    if unset:
+        raise UserError(
+            f"teacher checkpoint {checkpoint} leaves {len(unset)} parameters or buffers of {config} unset, "
+            f"{unset[0]} among them: give the checkpoint that was trained with this config"
+        )
+    return teacher.eval().requires_grad_(False).to(student.device)
+
+
+class DistillationHook(HookBase):
+    """Adds the distillation losses to the detector's own at every step.
+
+    Args:
+        student: the detector that is trained, before it is wrapped for several processes.
+        teacher: `config`, a LazyConfig file with a `model`, and `checkpoint`, its weights.
+        losses: what is distilled.
+        embedding: where the target queries' content comes from: "denoising", the embedding that the teacher learnt in
+            denoising, or "random", an ablation.
+        period: iterations between measurements of every term's share of the gradient, which cost a backward pass a
+            term; 0 for none.
+    """
+
+    def __init__(
+        self,
+        student: Detector,
+        teacher: dict[str, str],
+        losses: list[DistillationLoss],
+        embedding: str,
+        period: int,
+    ):
+        self.teacher = load_teacher(teacher["config"], teacher["checkpoint"], student)
+        self.losses = list(losses)
+        self.period = period
+        self.asks_targets = any(loss.asks_targets for loss in self.losses)
+        self.asks_objects = any(loss.asks_objects for loss in self.losses)
+        student_dim, teacher_dim = student.embed_dim, self.teacher.embed_dim
+
+        self.projections = nn.ModuleDict()
+        for index, loss in enumerate(self.losses):
+            projection = loss.make_projection(student_dim, teacher_dim)
+            if projection is not None:
+                self.projections[str(index)] = projection
+        if self.asks_targets:
+            self.content = self.class_content(embedding)
+            if student_dim != teacher_dim:
+                self.projections["content"] = nn.Linear(teacher_dim, student_dim)
+        self.projections.to(student.device)
+        self.wrapped = dict(self.projections)
+        if comm.get_world_size() > 1:
+            self.wrapped = {name: DistributedDataParallel(p) for name, p in self.wrapped.items()}
+        for index, loss in enumerate(self.losses):
+            loss.projection = self.wrapped.get(str(index))
+
+    def class_content(self, embedding: str) -> Tensor:
+        """(num_classes, C_T), frozen."""
+        if embedding == "random":
+            generator = torch.Generator().manual_seed(0)
+            shape = self.teacher.num_classes, self.teacher.embed_dim
+            return torch.randn(shape, generator=generator).to(self.teacher.device)
+        if embedding != "denoising":
+            raise UserError(f'distillation.embedding is "{embedding}": choose "denoising" or "random"')
+        if self.teacher.label_embedding is None:
+            raise UserError("the teacher was trained without denoising: set distillation.embedding=random")
+        return self.teacher.label_embedding.weight.detach()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of the projections, to be optimised with the student."""
+        return self.projections.parameters()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.projections.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.projections.load_state_dict(state)
+
+    def step_losses(self, model: nn.Module, data: list[dict]) -> dict[str, Tensor]:
+        """The step's loss dictionary.
+
+        Args:
+            model: the student, wrapped for several processes or not; its forward is called once.
+            data: the batch, after augmentation.
+        """
+        student: Detector = getattr(model, "module", model)
+        targets = student.targets(data)
+        asked_of_teacher = asked_of_student = None
+        if self.asks_targets:
+            asked_of_teacher = target_queries(targets, self.content)
+            content = self.content if "content" not in self.wrapped else self.wrapped["content"](self.content)
+            asked_of_student = target_queries(targets, content)
+        theirs = self.ask_teacher(data, asked_of_teacher)
+        losses, ours = model(data, extra=asked_of_student, with_outputs=True)
+        terms = {}
+        for loss in self.losses:
+            terms.update(loss(theirs, ours, targets))
+        if self.period and self.trainer.iter % self.period == 0:
+            self.log_gradient_shares({"det": sum(losses.values()), **terms}, student)
+        return losses | terms
+
+    @torch.no_grad()
+    def ask_teacher(self, data: list[dict], queries: Queries | None) -> Outputs:
+        teacher = self.teacher
+        memory = teacher.encode(teacher.preprocess(data))
+        objects = teacher.decode(memory, teacher.propose(memory)) if self.asks_objects else None
+        extra = teacher.decode(memory, queries) if queries is not None else None
+        return Outputs(memory, objects, extra)
+
+    def log_gradient_shares(self, terms: dict[str, Tensor], student: nn.Module) -> None:
+        """Norm of every term's gradient on the student's parameters, as shares of their sum."""
+        parameters = [p for p in student.parameters() if p.requires_grad]
+        norms = {}
+        for name, term in terms.items():
+            gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            gradients = [g.float() for g in gradients if g is not None]
+            norms[name] = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
+        total = sum(norms.values())
+        shares = {f"gradient_share/{name.removeprefix('loss_')}": float(n / total) for name, n in norms.items()}
+        get_event_storage().put_scalars(smoothing_hint=False, **shares)

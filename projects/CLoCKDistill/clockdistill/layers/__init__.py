@@ -1,0 +1,16 @@
+"""Building blocks without a model's opinion."""
+
+from .boxes import giou_loss, inverse_sigmoid
+from .mlp import MLP
+from .ms_deform_attn import MultiScaleDeformableAttention, ms_deform_attn
+from .position_encoding import PositionEmbeddingSine, sine_embed_boxes
+
+__all__ = [
+    "MLP",
+    "MultiScaleDeformableAttention",
+    "PositionEmbeddingSine",
+    "giou_loss",
+    "inverse_sigmoid",
+    "ms_deform_attn",
+    "sine_embed_boxes",
+]

@@ -1,0 +1,45 @@
+"""Sinusoidal encodings of pixels (DETR, arXiv:2005.12872) and of anchor boxes (DAB-DETR, arXiv:2201.12329)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def _sine(position: Tensor, num_feats: int, temperature: float) -> Tensor:
+    """(...) in radians to (..., num_feats), sine and cosine interleaved."""
+    index = torch.arange(num_feats, dtype=torch.float32, device=position.device)
+    frequency = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / num_feats)
+    phase = position[..., None] / frequency
+    return torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), dim=-1).flatten(-2)
+
+
+class PositionEmbeddingSine(nn.Module):
+    """Position of every cell of a map, normalised to the part of it that is not padding.
+
+    Args:
+        embed_dim: channels of the encoding, half of them for y and half for x.
+        temperature: base of the wavelengths; DINO uses 20, DETR and Deformable DETR 10000.
+        offset: added to the cell's one-based index before normalisation; -0.5 encodes centres, 0 far edges.
+    """
+
+    def __init__(self, embed_dim: int, temperature: float, offset: float):
+        super().__init__()
+        self.num_feats = embed_dim // 2
+        self.temperature = temperature
+        self.offset = offset
+
+    def forward(self, padding_mask: Tensor) -> Tensor:
+        """padding_mask (B, H, W), True on padding, to (B, embed_dim, H, W), y before x."""
+        valid = ~padding_mask
+        y, x = valid.cumsum(1, dtype=torch.float32), valid.cumsum(2, dtype=torch.float32)
+        y = (y + self.offset) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
+        x = (x + self.offset) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
+        encoded = [_sine(p, self.num_feats, self.temperature) for p in (y, x)]
+        return torch.cat(encoded, dim=-1).permute(0, 3, 1, 2)
+
+
+def sine_embed_boxes(boxes: Tensor, num_feats: int, temperature: float = 10000) -> Tensor:
+    """(..., 4) normalised (cx, cy, w, h) to (..., 4 * num_feats) in the order y, x, w, h (DAB-DETR, Eq. 8)."""
+    cx, cy, w, h = (boxes.float() * (2 * math.pi)).unbind(-1)
+    return torch.cat([_sine(p, num_feats, temperature) for p in (cy, cx, w, h)], dim=-1)

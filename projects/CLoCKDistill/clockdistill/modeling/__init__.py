@@ -1,0 +1,28 @@
+"""Detection transformers as Detectron2 meta-architectures."""
+
+from .backbone import build_resnet
+from .criterion import SetCriterion
+from .denoising import ContrastiveDenoising
+from .detector import Detector
+from .dino import DINO
+from .matcher import HungarianMatcher
+from .neck import ChannelMapper
+from .structures import Memory, Outputs, Predictions, Queries, Target
+from .transformer import DeformableDecoder, DeformableEncoder
+
+__all__ = [
+    "DINO",
+    "ChannelMapper",
+    "ContrastiveDenoising",
+    "DeformableDecoder",
+    "DeformableEncoder",
+    "Detector",
+    "HungarianMatcher",
+    "Memory",
+    "Outputs",
+    "Predictions",
+    "Queries",
+    "SetCriterion",
+    "Target",
+    "build_resnet",
+]

@@ -1,0 +1,48 @@
+"""ResNets from Detectron2, of the depths that detection transformers use."""
+
+from collections.abc import Sequence
+
+from detectron2.modeling.backbone import BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+def build_resnet(
+    depth: int,
+    norm: str = "FrozenBN",
+    freeze_at: int = 1,
+    out_features: Sequence[str] = ("res3", "res4", "res5"),
+    width: int = 64,
+) -> ResNet:
+    """Detectron2's ResNet in torchvision's form: strides in the 3x3 convolutions, RGB weights load as they are.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        norm: "FrozenBN", "BN" or "SyncBN".
+        freeze_at: number of stages, the stem included, that are not trained; 0 when training from scratch.
+        width: channels of the stem; 64 is the ordinary network, less a narrow one.
+    """
+    if depth not in BLOCKS:
+        raise ValueError(f"no ResNet of depth {depth}: choose one of {sorted(BLOCKS)}")
+    bottleneck = depth >= 50
+    stem = BasicStem(in_channels=3, out_channels=width, norm=norm)
+    stages, in_channels = [], width
+    for index, num_blocks in enumerate(BLOCKS[depth]):
+        inner = width * 2**index
+        kwargs = {"bottleneck_channels": inner, "stride_in_1x1": False} if bottleneck else {}
+        out_channels = inner * 4 if bottleneck else inner
+        first_stride = 1 if index == 0 else 2
+        stages.append(
+            ResNet.make_stage(
+                BottleneckBlock if bottleneck else BasicBlock,
+                num_blocks,
+                stride_per_block=[first_stride] + [1] * (num_blocks - 1),
+                in_channels=in_channels,
+                out_channels=out_channels,
+                norm=norm,
+                **kwargs,
+            )
+        )
+        in_channels = out_channels
+    return ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)

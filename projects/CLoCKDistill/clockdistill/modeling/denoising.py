@@ -1,0 +1,65 @@
+"""Contrastive denoising (DINO, arXiv:2203.03605, Sec. 3.3)."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from .structures import Queries, Target, pad_targets
+
+
+class ContrastiveDenoising(nn.Module):
+    """Queries made of noisy ground truth: near ones to be restored, farther ones to be told apart as background.
+
+    Args:
+        num_queries: pairs of queries an image, shared out among as many groups as fit.
+        label_noise: half of this share of the labels is replaced at random.
+        box_noise: corners move by up to this many half extents of their box, and between one and two times as far
+            for the background queries.
+    """
+
+    def __init__(self, num_classes: int, embed_dim: int, num_queries: int, label_noise: float, box_noise: float):
+        super().__init__()
+        self.label_embedding = nn.Embedding(num_classes, embed_dim)
+        self.num_queries = num_queries
+        self.label_noise = label_noise
+        self.box_noise = box_noise
+
+    def forward(self, targets: list[Target]) -> tuple[Queries, tuple[Tensor, Tensor, Tensor], int]:
+        """
+        Returns:
+            queries: groups of n near and n far queries, n the largest number of objects of an image.
+            matches: image, query and target indices of all near queries.
+            num_groups: how often every object is asked for.
+        """
+        labels, boxes, padding = pad_targets(targets)
+        B, n = labels.shape
+        num_groups = max(1, self.num_queries // n)
+        slots = (B, num_groups, 2, n)
+        target_index = torch.arange(n, device=labels.device).expand(slots)
+        labels = labels[:, None, None].expand(slots)
+        padding = padding[:, None, None].expand(slots)
+
+        replaced = torch.rand(slots, device=labels.device) < self.label_noise * 0.5
+        noisy_labels = torch.where(replaced, torch.randint_like(labels, self.label_embedding.num_embeddings), labels)
+        noisy_boxes = self.shift(boxes[:, None, None].expand(*slots, 4))
+        near = torch.zeros(slots, dtype=torch.bool, device=labels.device)
+        near[:, :, 0] = True
+
+        queries = Queries(
+            content=self.label_embedding(noisy_labels).flatten(1, 3),
+            reference=noisy_boxes.flatten(1, 3),
+            group=torch.arange(num_groups, device=labels.device).repeat_interleave(2 * n),
+            padding=padding.flatten(1),
+        )
+        image, query = (near & ~padding).flatten(1).nonzero(as_tuple=True)
+        return queries, (image, query, target_index.flatten(1)[image, query]), num_groups
+
+    def shift(self, boxes: Tensor) -> Tensor:
+        """(B, groups, 2, n, 4) boxes (cx, cy, w, h) to noisy ones: near in [:, :, 0], far in [:, :, 1]."""
+        corners = box_convert(boxes, "cxcywh", "xyxy")
+        distance = torch.rand_like(corners)
+        distance[:, :, 1] += 1
+        sign = torch.randint_like(corners, 2) * 2 - 1
+        corners = corners + sign * distance * boxes[..., 2:].repeat(1, 1, 1, 1, 2) * (0.5 * self.box_noise)
+        # corners of far boxes may have changed places
+        return box_convert(corners.clamp(0, 1), "xyxy", "cxcywh").clamp(min=1e-3)

@@ -1,0 +1,52 @@
+"""One-to-one assignment of predictions to objects (DETR, arXiv:2005.12872, Eq. 1)."""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou
+
+from .structures import Predictions, Target
+
+
+class HungarianMatcher:
+    """Cheapest assignment under focal class cost, L1 and GIoU of the boxes.
+
+    Args:
+        class_weight, l1_weight, giou_weight: weights of the three costs.
+        alpha, gamma: of the focal loss whose change the class cost is.
+    """
+
+    def __init__(
+        self, class_weight: float, l1_weight: float, giou_weight: float, alpha: float = 0.25, gamma: float = 2.0
+    ):
+        self.class_weight = class_weight
+        self.l1_weight = l1_weight
+        self.giou_weight = giou_weight
+        self.alpha = alpha
+        self.gamma = gamma
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: list[Target]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For every layer: indices of image, query and target (within the image), each of shape (matches,)."""
+        logits, boxes = predictions.logits.float(), predictions.boxes.float()
+        matches = [([], [], []) for _ in range(len(logits))]
+        for image, (labels, target_boxes) in enumerate(targets):
+            costs = self.cost(logits[:, image], boxes[:, image], labels, target_boxes).cpu()
+            for layer, cost in enumerate(costs):
+                query, target = map(torch.as_tensor, linear_sum_assignment(cost))
+                for column, index in zip(matches[layer], (torch.full_like(query, image), query, target), strict=True):
+                    column.append(index)
+        return [tuple(torch.cat(column).to(logits.device) for column in layer) for layer in matches]
+
+    def cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
+        """(E, Q, K) logits and (E, Q, 4) boxes against n targets to (E, Q, n)."""
+        p = logits.sigmoid()
+        as_object = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
+        as_background = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
+        class_cost = (as_object - as_background)[..., labels]
+        l1 = torch.cdist(boxes, target_boxes.expand(len(boxes), -1, -1), p=1)
+        corners = box_convert(boxes.flatten(0, 1), "cxcywh", "xyxy")
+        giou = generalized_box_iou(corners, box_convert(target_boxes, "cxcywh", "xyxy")).view_as(l1)
+        cost = self.class_weight * class_cost + self.l1_weight * l1 - self.giou_weight * giou
+        # diverged training ends with the trainer's message on the loss, not with SciPy's on a matrix
+        return cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)

@@ -1,0 +1,38 @@
+"""From a backbone's maps to a transformer's levels."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class ChannelMapper(nn.Module):
+    """Every feature to `embed_dim` channels; further levels by 3x3 convolutions of stride 2 from the last one.
+
+    Args:
+        in_features: names of the backbone's maps to use, finest first.
+        in_channels: their numbers of channels.
+        num_levels: levels of the result, at least as many as features.
+    """
+
+    def __init__(self, in_features: Sequence[str], in_channels: Sequence[int], embed_dim: int, num_levels: int):
+        super().__init__()
+        self.in_features = list(in_features)
+        levels = [(c, dict(kernel_size=1)) for c in in_channels]
+        for extra in range(num_levels - len(in_channels)):
+            levels.append((in_channels[-1] if extra == 0 else embed_dim, dict(kernel_size=3, stride=2, padding=1)))
+        self.convs = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, embed_dim, **kwargs), nn.GroupNorm(32, embed_dim)) for c, kwargs in levels
+        )
+        for conv, _ in self.convs:
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Named maps (B, C_l, H_l, W_l) to a list of `num_levels` maps (B, embed_dim, H_l, W_l)."""
+        maps = [features[name] for name in self.in_features]
+        levels = [conv(x) for conv, x in zip(self.convs, maps, strict=False)]
+        extra = maps[-1]
+        for conv in self.convs[len(maps) :]:
+            extra = conv(extra)
+            levels.append(extra)
+        return levels

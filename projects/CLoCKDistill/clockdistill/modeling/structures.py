@@ -1,0 +1,134 @@
+"""What the three steps of a detector hand to one another: encode, propose, decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Memory:
+    """Output of a transformer encoder, N = sum of H_l * W_l over the levels.
+
+    Attributes:
+        tokens: (B, N, C).
+        features: (B, N, C), the backbone's features after the neck: what went into the encoder.
+        padding_mask: (B, N), True on padding.
+        spatial_shapes: (levels, 2) integers, height and width of the padded levels.
+        level_start_index: (levels,) integers.
+        valid_ratios: (B, levels, 2), the share of width and height that is not padding.
+    """
+
+    tokens: Tensor
+    features: Tensor
+    padding_mask: Tensor
+    spatial_shapes: Tensor
+    level_start_index: Tensor
+    valid_ratios: Tensor
+
+
+@dataclass
+class Queries:
+    """What a decoder is asked.
+
+    Attributes:
+        content: (B, Q, C).
+        reference: (B, Q, 4), boxes (cx, cy, w, h) in [0, 1] of the image without padding.
+        group: (Q,) integers, or None where all are of one group. Queries attend to their own group alone, so that
+            groups share a decoder pass unseen by one another.
+        padding: (B, Q), True on slots that an image does not fill, or None where there are none.
+        proposals: what the encoder itself says of these queries' boxes, one layer, in two-stage detectors.
+    """
+
+    content: Tensor
+    reference: Tensor
+    group: Tensor | None = None
+    padding: Tensor | None = None
+    proposals: Predictions | None = None
+
+    def __len__(self) -> int:
+        return self.content.shape[1]
+
+    @classmethod
+    def cat(cls, parts: list[Queries]) -> Queries:
+        """Side by side, each part's groups kept apart from the others'."""
+        device = parts[0].content.device
+        groups, paddings, first = [], [], 0
+        for part in parts:
+            if len(part) == 0:
+                continue
+            group = torch.zeros(len(part), dtype=torch.long, device=device) if part.group is None else part.group
+            empty = torch.zeros(part.content.shape[:2], dtype=torch.bool, device=device)
+            groups.append(group + first)
+            paddings.append(empty if part.padding is None else part.padding)
+            first = groups[-1].max() + 1
+        content = torch.cat([part.content for part in parts], 1)
+        reference = torch.cat([part.reference for part in parts], 1)
+        return cls(content, reference, torch.cat(groups), torch.cat(paddings, 1))
+
+    def attention_mask(self) -> Tensor | None:
+        """(B, Q, Q), True where query i (second axis) must not attend to query j (third axis); None if all may.
+
+        A padded slot still sees itself, since a softmax over nothing is not a number.
+        """
+        if self.group is None and self.padding is None:
+            return None
+        B, Q, _ = self.content.shape
+        blocked = torch.zeros(B, Q, Q, dtype=torch.bool, device=self.content.device)
+        if self.group is not None:
+            blocked |= self.group[:, None] != self.group
+        if self.padding is not None:
+            blocked |= self.padding[:, None]
+        return blocked & ~torch.eye(Q, dtype=torch.bool, device=blocked.device)
+
+
+class Predictions(NamedTuple):
+    """Class logits (E, B, Q, K) and boxes (E, B, Q, 4) as (cx, cy, w, h) in [0, 1], of each of E layers."""
+
+    logits: Tensor
+    boxes: Tensor
+
+    def split(self, sizes: list[int]) -> list[Predictions]:
+        """Cut along the queries into parts of the given sizes."""
+        logits, boxes = self.logits.split(sizes, 2), self.boxes.split(sizes, 2)
+        return [Predictions(*part) for part in zip(logits, boxes, strict=True)]
+
+
+class Target(NamedTuple):
+    """One image's objects: labels (n,) and boxes (n, 4) as (cx, cy, w, h) in [0, 1] of the image without padding."""
+
+    labels: Tensor
+    boxes: Tensor
+
+
+def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels (B, n), boxes (B, n, 4) and padding (B, n) of targets padded to the largest number, at least 1."""
+    device = targets[0].boxes.device
+    n = max(1, max(len(t.labels) for t in targets))
+    labels = torch.zeros(len(targets), n, dtype=torch.long, device=device)
+    boxes = torch.full((len(targets), n, 4), 0.5, device=device)
+    padding = torch.ones(len(targets), n, dtype=torch.bool, device=device)
+    for image, target in enumerate(targets):
+        count = len(target.labels)
+        labels[image, :count] = target.labels
+        boxes[image, :count] = target.boxes
+        padding[image, :count] = False
+    return labels, boxes, padding
+
+
+@dataclass
+class Outputs:
+    """All that an observer of a training step may ask of a detector.
+
+    Attributes:
+        memory: the encoder's.
+        objects: the object queries' predictions, or None where they were not asked for.
+        extra: the predictions for the queries that were passed in, or None.
+    """
+
+    memory: Memory
+    objects: Predictions | None
+    extra: Predictions | None

@@ -1,0 +1,55 @@
+"""DINO with a ResNet-50, 4 scales and 80 classes: the paper's default (arXiv:2203.03605, Table 8 in its appendix)."""
+
+from detectron2.config import LazyCall as L
+
+from clockdistill.layers import PositionEmbeddingSine
+from clockdistill.modeling import (
+    DINO,
+    ChannelMapper,
+    ContrastiveDenoising,
+    DeformableDecoder,
+    DeformableEncoder,
+    HungarianMatcher,
+    SetCriterion,
+    build_resnet,
+)
+
+model = L(DINO)(
+    backbone=L(build_resnet)(depth=50, norm="FrozenBN", freeze_at=1, width=64),
+    neck=L(ChannelMapper)(
+        in_features=["res3", "res4", "res5"],
+        in_channels=[512, 1024, 2048],
+        embed_dim="${..encoder.embed_dim}",
+        num_levels="${..encoder.num_levels}",
+    ),
+    position_embedding=L(PositionEmbeddingSine)(embed_dim="${..encoder.embed_dim}", temperature=20, offset=0.0),
+    encoder=L(DeformableEncoder)(
+        num_layers=6, embed_dim=256, num_heads=8, num_levels=4, num_points=4, feedforward_dim=2048
+    ),
+    decoder=L(DeformableDecoder)(
+        num_layers=6,
+        embed_dim="${..encoder.embed_dim}",
+        num_heads="${..encoder.num_heads}",
+        num_levels="${..encoder.num_levels}",
+        num_points="${..encoder.num_points}",
+        feedforward_dim="${..encoder.feedforward_dim}",
+    ),
+    denoising=L(ContrastiveDenoising)(
+        num_classes="${..num_classes}",
+        embed_dim="${..encoder.embed_dim}",
+        num_queries=100,
+        label_noise=0.5,
+        box_noise=1.0,
+    ),
+    criterion=L(SetCriterion)(
+        matcher=L(HungarianMatcher)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0),
+        class_weight=1.0,
+        l1_weight=5.0,
+        giou_weight=2.0,
+    ),
+    num_classes=80,
+    num_queries=900,
+    pixel_mean=[123.675, 116.280, 103.530],
+    pixel_std=[58.395, 57.120, 57.375],
+    detections_per_image=300,
+)

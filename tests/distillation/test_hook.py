@@ -1,0 +1,193 @@
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
+from tiny import random_batch, roughen, tiny_dino, tiny_dino_config
+from torch.nn.parallel import DistributedDataParallel
+
+from clockdistill.distillation import DistillationHook, MatchedLogitLoss, MemoryLoss, TargetAwareLogitLoss
+from clockdistill.errors import UserError
+from clockdistill.modeling import HungarianMatcher
+
+WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
+
+
+def save_teacher(folder, **kwargs):
+    """Config and checkpoint of a random teacher, as the hook takes them."""
+    config, checkpoint = str(Path(folder) / "teacher.yaml"), str(Path(folder) / "teacher.pth")
+    LazyConfig.save(OmegaConf.create({"model": tiny_dino_config(**kwargs)}, flags={"allow_objects": True}), config)
+    teacher = roughen(tiny_dino(seed=1, **kwargs), seed=1, scale=0.05)
+    torch.save({"model": teacher.state_dict()}, checkpoint)
+    return dict(config=config, checkpoint=checkpoint)
+
+
+def make_hook(student, teacher, losses=None, embedding="denoising", period=0):
+    losses = losses or [MemoryLoss(1e-2, 1e-3), TargetAwareLogitLoss(**WEIGHTS)]
+    return DistillationHook(student=student, teacher=teacher, losses=losses, embedding=embedding, period=period)
+
+
+def test_gradients_reach_student_and_projections_but_change_nothing_of_the_teacher(tmp_path):
+    student = tiny_dino()
+    hook = make_hook(student, save_teacher(tmp_path, embed_dim=64))
+    assert {name.split(".")[0] for name in hook.projections.state_dict()} == {"0", "content"}
+    before = copy.deepcopy(hook.teacher.state_dict())
+    optimizer = torch.optim.AdamW([*student.parameters(), *hook.parameters()], 1e-3)
+    for step in range(2):
+        losses = hook.step_losses(student, random_batch(counts=(3, 0), seed=step))
+        assert {"loss_mem_object", "loss_mem_background", "loss_logit_class", "loss_class_dn"} <= losses.keys()
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        assert all(p.grad is not None for p in student.parameters())
+        assert all(p.grad.abs().sum() > 0 for p in hook.parameters())
+        optimizer.step()
+    after = hook.teacher.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(p.requires_grad for p in hook.teacher.parameters())
+    assert not hook.teacher.training
+
+
+def test_equal_widths_need_no_projection(tmp_path):
+    assert list(make_hook(tiny_dino(), save_teacher(tmp_path)).parameters()) == []
+
+
+def test_terms_are_zero_for_a_student_that_is_its_teacher(tmp_path):
+    teacher = save_teacher(tmp_path)
+    student = instantiate(tiny_dino_config())
+    student.load_state_dict(torch.load(teacher["checkpoint"], weights_only=True)["model"])
+    matched = MatchedLogitLoss(HungarianMatcher(2, 5, 2), **WEIGHTS)
+    for losses in (None, [matched]):
+        hook = make_hook(student, teacher, losses)
+        # batch statistics are what a student has that its teacher does not
+        student.train().backbone.eval()
+        terms = hook.step_losses(student, random_batch())
+        for name, value in terms.items():
+            if name.startswith(("loss_mem", "loss_logit")):
+                assert value.item() == pytest.approx(0, abs=1e-4), name
+
+
+def test_distillation_leaves_the_detectors_own_losses_alone(tmp_path):
+    student, batch = tiny_dino(), random_batch()
+    hook = make_hook(student, save_teacher(tmp_path))
+    torch.manual_seed(5)
+    plain = student(batch)
+    torch.manual_seed(5)
+    distilled = hook.step_losses(student, batch)
+    for name, value in plain.items():
+        torch.testing.assert_close(distilled[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_shares_sum_to_one_and_follow_the_weights(tmp_path):
+    shares = []
+    for factor in (1, 10):
+        student = tiny_dino()
+        hook = make_hook(student, save_teacher(tmp_path), [MemoryLoss(1e-2 * factor, 1e-3)], period=1)
+        hook.trainer = SimpleTrainer(student, [], torch.optim.SGD(student.parameters(), 0.1))
+        hook.trainer.iter = 0
+        torch.manual_seed(0)
+        with EventStorage() as storage:
+            losses = hook.step_losses(student, random_batch())
+            shares.append({k: v for k, (v, _) in storage.latest().items()})
+        sum(losses.values()).backward()
+    for share in shares:
+        assert set(share) == {f"gradient_share/{name}" for name in ("det", "mem_object", "mem_background")}
+        assert sum(share.values()) == pytest.approx(1)
+    ratios = [share["gradient_share/mem_object"] / share["gradient_share/det"] for share in shares]
+    assert ratios[1] / ratios[0] == pytest.approx(10, rel=1e-3)
+
+
+def test_state_holds_the_projections(tmp_path):
+    teacher = save_teacher(tmp_path, embed_dim=64)
+    first, second = (make_hook(tiny_dino(), teacher) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_random_content_is_the_same_every_time(tmp_path):
+    teacher = save_teacher(tmp_path)
+    first, second = (make_hook(tiny_dino(), teacher, embedding="random").content for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(checkpoint="absent.pth"), "absent.pth does not exist"),
+        (dict(checkpoint=""), "no teacher checkpoint is given"),
+        (dict(config="absent.py"), "teacher config absent.py does not exist"),
+    ],
+)
+def test_missing_teacher_files(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        make_hook(tiny_dino(), save_teacher(tmp_path) | change)
+
+
+def test_teacher_of_other_classes(tmp_path):
+    with pytest.raises(UserError, match="4 classes and the student 3"):
+        make_hook(tiny_dino(), save_teacher(tmp_path, num_classes=4))
+
+
+def test_teacher_checkpoint_that_leaves_a_parameter_unset(tmp_path):
+    teacher = save_teacher(tmp_path)
+    weights = torch.load(teacher["checkpoint"], weights_only=True)["model"]
+    del weights["encoder.level_embed"]
+    torch.save({"model": weights}, teacher["checkpoint"])
+    with pytest.raises(UserError, match=r"teacher\.pth leaves 1 .* encoder\.level_embed"):
+        make_hook(tiny_dino(), teacher)
+
+
+def test_hook_is_made_from_a_config(tmp_path):
+    node = L(DistillationHook)(
+        teacher=save_teacher(tmp_path),
+        losses=[L(MemoryLoss)(alpha=1.0, beta=1.0)],
+        embedding="denoising",
+        period=0,
+    )
+    node.student = tiny_dino()
+    assert isinstance(instantiate(node).losses[0], MemoryLoss)
+
+
+def gradients(rank, world, folder, teacher, batch):
+    """Gradients of student and projections on this rank's share of the batch, saved by rank 0."""
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+        torch.set_num_threads(1)
+    config = tiny_dino_config()
+    config.backbone.norm = "FrozenBN"
+    # a rank's own random noise is not the joint batch's
+    config.denoising.update(label_noise=0.0, box_noise=0.0)
+    torch.manual_seed(0)
+    student = roughen(instantiate(config), scale=0.05)
+    hook = make_hook(student, teacher)
+    for projection in hook.parameters():
+        torch.nn.init.constant_(projection, 0.01)
+    model = DistributedDataParallel(student) if world > 1 else student
+    share = len(batch) // world
+    losses = hook.step_losses(model, batch[rank * share : (rank + 1) * share])
+    sum(losses.values()).backward()
+    if rank == 0:
+        named = {**dict(student.named_parameters()), **dict(hook.projections.named_parameters())}
+        torch.save({name: p.grad for name, p in named.items()}, os.path.join(folder, f"gradients_{world}.pth"))
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def test_two_processes_give_the_gradients_of_one_on_the_joint_batch(tmp_path):
+    teacher = save_teacher(tmp_path, embed_dim=64)
+    batch = random_batch(sizes=((160, 192), (128, 192), (160, 192), (160, 176)), counts=(3, 0, 1, 5))
+    gradients(0, 1, str(tmp_path), teacher, batch)
+    mp.spawn(gradients, (2, str(tmp_path), teacher, batch), nprocs=2)
+    one, two = (torch.load(tmp_path / f"gradients_{world}.pth", weights_only=True) for world in (1, 2))
+    assert one.keys() == two.keys()
+    assert any(name.startswith("content") for name in one)
+    for name, gradient in one.items():
+        assert (two[name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6, name

@@ -1,0 +1,172 @@
+import math
+
+import pytest
+import torch
+from tiny import random_batch, roughen, tiny_dino
+
+from clockdistill.distillation import MemoryLoss, PlainFeatureLoss
+from clockdistill.distillation.memory import location_and_scale_weights, resize_levels
+from clockdistill.modeling import Memory, Outputs, Target
+
+
+def make_memory(shapes, valid, channels=3, dtype=torch.float32):
+    """Random memory of padded levels `shapes`; `valid[b][l]` is the extent of image b in level l without padding."""
+    tokens = sum(h * w for h, w in shapes)
+    padding, ratios = [], []
+    for image in valid:
+        masks = []
+        for (height, width), (h, w) in zip(shapes, image, strict=True):
+            mask = torch.ones(height, width, dtype=torch.bool)
+            mask[:h, :w] = False
+            masks.append(mask.flatten())
+        padding.append(torch.cat(masks))
+        ratios.append([[w / width, h / height] for (height, width), (h, w) in zip(shapes, image, strict=True)])
+    sizes = torch.tensor([h * w for h, w in shapes])
+    return Memory(
+        tokens=torch.randn(len(valid), tokens, channels, dtype=dtype),
+        features=torch.randn(len(valid), tokens, channels, dtype=dtype),
+        padding_mask=torch.stack(padding),
+        spatial_shapes=torch.tensor(shapes),
+        level_start_index=sizes.cumsum(0) - sizes,
+        valid_ratios=torch.tensor(ratios),
+    )
+
+
+SHAPES = [(12, 20), (6, 10), (3, 5), (1, 2)]
+VALID = [[(12, 20), (6, 10), (3, 5), (1, 2)], [(9, 14), (5, 7), (3, 4), (1, 1)], [(4, 20), (2, 10), (1, 5), (1, 2)]]
+
+
+def random_targets(seed):
+    generator = torch.Generator().manual_seed(seed)
+    targets = []
+    for count in (6, 1, 0):
+        low = torch.rand(count, 2, generator=generator) * 0.8
+        high = low + (1 - low) * torch.rand(count, 2, generator=generator).clamp(min=0.01)
+        targets.append(Target(torch.zeros(count, dtype=torch.long), torch.cat(((low + high) / 2, high - low), 1)))
+    return targets
+
+
+def weights_by_loop(valid, shapes, targets):
+    objects, background = [], []
+    for image, target in zip(valid, targets, strict=True):
+        object_cells, background_cells = [], []
+        for (height, width), (h, w) in zip(shapes, image, strict=True):
+            ours = [[0.0] * width for _ in range(height)]
+            for cx, cy, bw, bh in target.boxes.double().tolist():
+                x0, x1 = math.floor((cx - bw / 2) * w), math.ceil((cx + bw / 2) * w)
+                y0, y1 = math.floor((cy - bh / 2) * h), math.ceil((cy + bh / 2) * h)
+                for i in range(y0, y1):
+                    for j in range(x0, x1):
+                        ours[i][j] = max(ours[i][j], 1 / ((y1 - y0) * (x1 - x0)))
+            rest = sum(ours[i][j] == 0 for i in range(h) for j in range(w))
+            for i in range(height):
+                for j in range(width):
+                    inside = i < h and j < w
+                    object_cells.append(ours[i][j])
+                    background_cells.append(1 / rest if inside and ours[i][j] == 0 else 0.0)
+        objects.append(object_cells)
+        background.append(background_cells)
+    return torch.tensor(objects), torch.tensor(background)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_masks_equal_a_loop_over_cells(seed):
+    targets = random_targets(seed)
+    actual = location_and_scale_weights(make_memory(SHAPES, VALID), targets)
+    expected = weights_by_loop(VALID, SHAPES, targets)
+    torch.testing.assert_close(actual[0], expected[0])
+    torch.testing.assert_close(actual[1], expected[1])
+
+
+def test_padding_weighs_nothing_and_a_box_alone_weighs_one():
+    memory = make_memory(SHAPES, VALID)
+    boxes = torch.tensor([[0.3, 0.4, 0.2, 0.3]])
+    targets = [Target(torch.zeros(1, dtype=torch.long), boxes)] * 3
+    objects, background = location_and_scale_weights(memory, targets)
+    assert objects[memory.padding_mask].sum() == background[memory.padding_mask].sum() == 0
+    for level in objects.split([h * w for h, w in SHAPES], 1):
+        torch.testing.assert_close(level.sum(1), torch.ones(3))
+
+
+def test_a_box_on_cell_borders_covers_no_more_than_its_cells():
+    """In float32, 0.2 * 10 cells is a rounding error more than 2."""
+    memory = make_memory([(10, 10)], [[(10, 10)]])
+    targets = [Target(torch.zeros(1, dtype=torch.long), torch.tensor([[0.15, 0.65, 0.1, 0.1]]))]
+    objects, _ = location_and_scale_weights(memory, targets)
+    assert objects.nonzero().tolist() == [[0, 61]]
+
+
+def outputs_of(memory):
+    return Outputs(memory, None, None)
+
+
+def test_loss_equals_a_loop():
+    teacher, student = make_memory(SHAPES, VALID), make_memory(SHAPES, VALID)
+    targets = random_targets(3)
+    losses = MemoryLoss(alpha=0.3, beta=0.02)(outputs_of(teacher), outputs_of(student), targets)
+    objects, background = weights_by_loop(VALID, SHAPES, targets)
+    total_object = total_background = 0.0
+    for b in range(3):
+        for cell in range(objects.shape[1]):
+            distance = ((teacher.tokens[b, cell] - student.tokens[b, cell]) ** 2).sum()
+            total_object += 0.3 * objects[b, cell] * distance / 3
+            total_background += 0.02 * background[b, cell] * distance / 3
+    torch.testing.assert_close(losses["loss_mem_object"], total_object)
+    torch.testing.assert_close(losses["loss_mem_background"], total_background)
+
+
+def test_an_image_without_objects_has_the_background_alone():
+    teacher, student = make_memory(SHAPES, VALID[:1]), make_memory(SHAPES, VALID[:1])
+    nothing = [Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))]
+    losses = MemoryLoss(1.0, 1.0)(outputs_of(teacher), outputs_of(student), nothing)
+    assert losses["loss_mem_object"] == 0
+    assert losses["loss_mem_background"] > 0
+
+
+@pytest.mark.parametrize("loss", [MemoryLoss(0.1, 0.1), MemoryLoss(0.1, 0.1, "features"), PlainFeatureLoss(1.0)])
+def test_gradcheck(loss):
+    teacher = make_memory(SHAPES[2:], [v[2:] for v in VALID], dtype=torch.float64)
+    student = make_memory(SHAPES[2:], [v[2:] for v in VALID], dtype=torch.float64)
+    tokens = getattr(student, loss.feature).requires_grad_()
+    # the loss is computed in float32 whatever comes in
+    assert torch.autograd.gradcheck(
+        lambda _: sum(loss(outputs_of(teacher), outputs_of(student), random_targets(0)).values()),
+        tokens,
+        eps=1e-2,
+        atol=1e-3,
+        rtol=1e-2,
+    )
+
+
+def test_zero_for_a_student_that_is_its_teacher():
+    model = roughen(tiny_dino()).eval()
+    batch = random_batch()
+    outputs = outputs_of(model.encode(model.preprocess(batch)))
+    for loss in (MemoryLoss(1.0, 1.0), PlainFeatureLoss(1.0)):
+        assert all(value == 0 for value in loss(outputs, outputs, model.targets(batch)).values())
+
+
+def test_half_precision_does_not_overflow():
+    teacher, student = (make_memory(SHAPES, VALID, dtype=torch.float16) for _ in range(2))
+    teacher.tokens += 300
+    losses = MemoryLoss(1.0, 1.0)(outputs_of(teacher), outputs_of(student), random_targets(0))
+    assert all(value.isfinite() and value.dtype == torch.float32 for value in losses.values())
+
+
+def test_plain_loss_is_the_mean_over_valid_cells():
+    teacher, student = make_memory(SHAPES, VALID), make_memory(SHAPES, VALID)
+    loss = PlainFeatureLoss(1.0)(outputs_of(teacher), outputs_of(student), random_targets(0))["loss_mem_plain"]
+    valid = ~teacher.padding_mask
+    torch.testing.assert_close(loss, (teacher.tokens - student.tokens)[valid].square().mean())
+
+
+def test_levels_of_other_shapes_are_resized():
+    source, target = torch.tensor([[2, 2], [1, 1]]), torch.tensor([[4, 4], [2, 3]])
+    tokens = torch.cat((torch.full((1, 4, 2), 3.0), torch.full((1, 1, 2), 7.0)), 1)
+    resized = resize_levels(tokens, source, target)
+    torch.testing.assert_close(resized, torch.cat((torch.full((1, 16, 2), 3.0), torch.full((1, 6, 2), 7.0)), 1))
+
+
+def test_unknown_feature_is_refused():
+    with pytest.raises(ValueError, match="feature must be"):
+        MemoryLoss(1.0, 1.0, "neck")
