@@ -1,0 +1,25 @@
+"""Training, evaluation, checkpoints and configs around Detectron2's engine."""
+
+from .checkpoint import Checkpointer, PeriodicCheckpointer
+from .config import apply_overrides, load_config
+from .defaults import run, setup
+from .hooks import EMAHook, ProgressBar
+from .optim import get_detr_optimizer_params
+from .train import do_test, do_train, eval_only
+from .trainer import Trainer
+
+__all__ = [
+    "Checkpointer",
+    "EMAHook",
+    "PeriodicCheckpointer",
+    "ProgressBar",
+    "Trainer",
+    "apply_overrides",
+    "do_test",
+    "do_train",
+    "eval_only",
+    "get_detr_optimizer_params",
+    "load_config",
+    "run",
+    "setup",
+]

@@ -1,0 +1,62 @@
+"""Hooks that Detectron2 lacks."""
+
+import contextlib
+import logging
+
+from detectron2.engine import HookBase
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+
+class EMAHook(HookBase):
+    """Exponential moving average of a model's weights and buffers, updated after every step.
+
+    Args:
+        model: without a DistributedDataParallel around it.
+        decay: of the average, in [0, 1).
+
+    Attributes:
+        model: the averaged model.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self._source = model
+        self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self._average.requires_grad_(False)
+
+    @property
+    def model(self) -> nn.Module:
+        return self._average.module
+
+    def after_step(self) -> None:
+        self._average.update_parameters(self._source)
+
+    def state_dict(self) -> dict:
+        # the averaged weights are the checkpoint's model file
+        return {"n_averaged": self._average.n_averaged.item()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._average.n_averaged.fill_(state_dict["n_averaged"])
+
+
+class ProgressBar(HookBase):
+    """A bar with the time left, for terminals; log lines appear above it."""
+
+    def __init__(self):
+        self._contexts = contextlib.ExitStack()
+
+    def before_train(self) -> None:
+        loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "clockdistill")]
+        self._contexts.enter_context(logging_redirect_tqdm(loggers))
+        bar = tqdm(initial=self.trainer.start_iter, total=self.trainer.max_iter, desc="train", dynamic_ncols=True)
+        self._bar = self._contexts.enter_context(bar)
+
+    def after_step(self) -> None:
+        loss = self.trainer.storage.history("total_loss").median(20)
+        self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+        self._bar.update()
+
+    def after_train(self) -> None:
+        self._contexts.close()

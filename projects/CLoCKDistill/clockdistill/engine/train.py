@@ -1,0 +1,168 @@
+"""Training and evaluation by a LazyConfig."""
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterable
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import HookBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..distillation import DistillationHook
+from ..errors import UserError
+from .checkpoint import Checkpointer, PeriodicCheckpointer
+from .hooks import EMAHook, ProgressBar
+from .trainer import Trainer
+
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+logger = logging.getLogger(__name__)
+
+
+def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """Train by a config, from its initial weights or, with `args.resume`, from where the last run ended.
+
+    Args:
+        cfg: with
+            model: a meta-architecture;
+            dataloader.{train, test, evaluator}: the last two may be absent, then nothing is evaluated;
+            optimizer: its `params.model` is filled in here;
+            lr_multiplier: an fvcore scheduler;
+            distillation: a `DistillationHook`, or absent in plain training; its `student` is filled in here;
+            train: see configs/common/train.py.
+    """
+    model = instantiate(cfg.model).to(cfg.train.device)
+    logger.info(f"Model:\n{model}")
+    logger.info(f"Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
+    train_loader = instantiate(cfg.dataloader.train)
+    # data sets are found wrong here, and not when the first evaluation is due
+    evaluation = build_evaluation(cfg)
+
+    distillation = build_distillation(cfg, model)
+    optimizer = build_optimizer(cfg, model, distillation)
+    ema = EMAHook(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
+    eval_model = model if ema is None else ema.model
+
+    ddp_device = {"device_ids": None} if cfg.train.device == "cpu" else {}
+    trainer = Trainer(
+        create_ddp_model(model, **cfg.train.ddp, **ddp_device),
+        train_loader,
+        optimizer,
+        clip_grad=cfg.train.clip_grad,
+        amp_dtype=amp_dtype(cfg),
+    )
+    checkpointer = Checkpointer(model, cfg.train.output_dir, ema=ema and ema.model, trainer=trainer)
+    is_main = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            distillation,
+            ema,
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(eval_model, *evaluation, cfg.train.output_dir))
+            if evaluation
+            else None,
+            *(progress_hooks(cfg) if is_main else ()),
+        ]
+    )
+
+    resumed = args.resume and checkpointer.has_checkpoint()
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    # the trainer's state holds the last iteration that was done
+    start_iter = trainer.iter + 1 if resumed else 0
+    # a teacher's construction draws random numbers: with and without it, training sees the same data
+    if cfg.train.seed >= 0:
+        seed_all_rng(cfg.train.seed + comm.get_rank() + start_iter)
+    if start_iter >= cfg.train.max_iter:
+        logger.info(f"Nothing to train: {start_iter} of train.max_iter={cfg.train.max_iter} iterations are done.")
+        if evaluation:
+            evaluate(eval_model, *evaluation, cfg.train.output_dir)
+        return
+    trainer.train(start_iter, cfg.train.max_iter)
+
+
+def do_test(cfg: DictConfig, model: nn.Module) -> dict:
+    """COCO results of a model on `cfg.dataloader.test`: printed, and in `<output_dir>/results.json`."""
+    evaluation = build_evaluation(cfg)
+    if not evaluation:
+        raise UserError("the config has no dataloader.test with dataloader.evaluator: there is nothing to evaluate on")
+    return evaluate(model, *evaluation, cfg.train.output_dir)
+
+
+def eval_only(cfg: DictConfig) -> dict:
+    """Build the model, load all its weights from `cfg.train.init_checkpoint`, and evaluate it."""
+    if not cfg.train.init_checkpoint:
+        raise UserError("--eval-only needs trained weights: give them as train.init_checkpoint=…/model_final.pth")
+    model = instantiate(cfg.model).to(cfg.train.device)
+    Checkpointer(model).load(cfg.train.init_checkpoint, checkpointables=[], strict=True)
+    return do_test(cfg, model)
+
+
+def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator] | None:
+    if cfg.dataloader.get("test") is None or cfg.dataloader.get("evaluator") is None:
+        return None
+    return instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+
+
+def build_distillation(cfg: DictConfig, student: nn.Module) -> DistillationHook | None:
+    if cfg.get("distillation") is None:
+        return None
+    cfg.distillation.student = student
+    return instantiate(cfg.distillation)
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module, distillation: DistillationHook | None) -> torch.optim.Optimizer:
+    """The config's optimizer of the model, with the hook's projections as a group more."""
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    if distillation is not None and (projections := list(distillation.parameters())):
+        optimizer.add_param_group({"params": projections})
+    for group in optimizer.param_groups:
+        # lists in a config are omegaconf's, and the optimizer's state must be plain Python to be loaded safely
+        group.update({k: OmegaConf.to_container(v) for k, v in group.items() if OmegaConf.is_config(v)})
+    return optimizer
+
+
+def evaluate(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluator, output_dir: str) -> dict:
+    results = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+        os.makedirs(output_dir, exist_ok=True)
+        with open(os.path.join(output_dir, "results.json"), "w", encoding="utf-8") as file:
+            json.dump(_without_nan(results), file, indent=2)
+    return results
+
+
+def _without_nan(results):
+    # COCO has NaN for classes without objects, JSON has no NaN
+    if isinstance(results, dict):
+        return {key: _without_nan(value) for key, value in results.items()}
+    return None if isinstance(results, float) and math.isnan(results) else results
+
+
+def progress_hooks(cfg: DictConfig) -> list[HookBase]:
+    """`metrics.json`, TensorBoard, and a bar on a terminal or plain lines elsewhere."""
+    output_dir = cfg.train.output_dir
+    writers = [JSONWriter(os.path.join(output_dir, "metrics.json")), TensorboardXWriter(output_dir)]
+    if sys.stderr.isatty():
+        return [ProgressBar(), hooks.PeriodicWriter(writers, cfg.train.log_period)]
+    return [hooks.PeriodicWriter([CommonMetricPrinter(cfg.train.max_iter), *writers], cfg.train.log_period)]
+
+
+def amp_dtype(cfg: DictConfig) -> torch.dtype | None:
+    if not cfg.train.amp.enabled:
+        return None
+    if cfg.train.amp.dtype not in AMP_DTYPES:
+        raise UserError(f"train.amp.dtype cannot be {cfg.train.amp.dtype!r}: it is one of {', '.join(AMP_DTYPES)}")
+    return AMP_DTYPES[cfg.train.amp.dtype]

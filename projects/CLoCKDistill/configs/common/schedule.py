@@ -1,0 +1,20 @@
+from detectron2.config import LazyCall as L
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+# KITTI's 7,481 labelled images: the split that papers use (Chen et al., arXiv:1608.07711; ImageSets/train.txt), and the
+# seeded 80:20 split where there is none
+KITTI_TRAIN = 3712
+KITTI_TRAIN_80 = 5985
+
+
+def iterations(epochs, images, batch_size):
+    """Training iterations that show every image `epochs` times."""
+    return round(epochs * images / batch_size)
+
+
+def step_schedule(epochs, drop):
+    """Learning rate that falls to a tenth after `drop` of all epochs.
+
+    It is relative to the whole training: with another train.max_iter it falls at the same fraction.
+    """
+    return L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[drop], num_updates=epochs)

@@ -1,0 +1,198 @@
+import argparse
+import logging
+import pickle
+
+import pytest
+import torch
+import torchvision
+from detectron2.layers import FrozenBatchNorm2d
+from engine.toy import ToyDetector, run_toy, toy_config
+from torch import nn
+
+from clockdistill.engine import Checkpointer, EMAHook
+from clockdistill.engine.checkpoint import save_atomically
+from clockdistill.errors import UserError
+from clockdistill.modeling import build_resnet
+from clockdistill.modeling.weights import load_weights
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_model_file_holds_the_model_and_nothing_else(tmp_path):
+    run_toy(toy_config(tmp_path))
+    saved = load(tmp_path / "model_final.pth")
+    assert saved.keys() == {"model", "iteration"}
+    assert saved["iteration"] == 5
+    assert saved["model"].keys() == ToyDetector(channels=4).state_dict().keys()
+    state = load(tmp_path / "model_final.resume.pth")
+    assert state.keys() == {"trainer"}
+    assert state["trainer"]["optimizer"]["state"]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_old_checkpoints_go_with_their_second_file(tmp_path):
+    run_toy(toy_config(tmp_path, "train.checkpointer.period=1", "train.checkpointer.max_to_keep=2"))
+    names = ["model_0000004", "model_0000005", "model_final"]
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == sorted(
+        name + suffix for name in names for suffix in (".pth", ".resume.pth")
+    )
+
+
+def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.pth"
+    save_atomically({"a": torch.ones(2)}, str(path))
+
+    def fail(data, file):
+        with open(file, "wb") as half:
+            half.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        save_atomically({"a": torch.zeros(2)}, str(path))
+    monkeypatch.undo()
+    assert load(path)["a"].tolist() == [1, 1]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_model_file_has_the_averaged_weights(tmp_path):
+    run_toy(toy_config(tmp_path, "train.ema.enabled=True", "train.ema.decay=0.5", "train.checkpointer.period=1"))
+    average = None
+    for iteration in range(6):
+        raw = load(tmp_path / f"model_{iteration:07d}.resume.pth")["model"]["head.weight"] if iteration else None
+        if iteration == 0:
+            continue
+        previous = load(tmp_path / f"model_{iteration - 1:07d}.pth")["model"]["head.weight"] if iteration > 1 else None
+        if previous is not None:
+            average = 0.5 * previous + 0.5 * raw
+            saved = load(tmp_path / f"model_{iteration:07d}.pth")["model"]["head.weight"]
+            torch.testing.assert_close(saved, average)
+            assert not torch.equal(saved, raw)
+    assert average is not None
+
+
+def test_average_of_weights_and_buffers():
+    model = nn.BatchNorm1d(1)
+    hook = EMAHook(model, decay=0.75)
+    for value in (1.0, 2.0, 4.0):
+        nn.init.constant_(model.weight, value)
+        model.running_mean.fill_(10 * value)
+        hook.after_step()
+    # 1, then 0.75·1 + 0.25·2, then 0.75·1.25 + 0.25·4
+    assert hook.model.weight.item() == pytest.approx(1.9375)
+    assert hook.model.running_mean.item() == pytest.approx(19.375)
+    assert not hook.model.weight.requires_grad
+
+
+def test_resume_needs_both_files(tmp_path):
+    run_toy(toy_config(tmp_path))
+    (tmp_path / "model_final.resume.pth").unlink()
+    with pytest.raises(UserError, match=r"model_final\.resume\.pth does not exist"):
+        run_toy(toy_config(tmp_path), resume=True)
+
+
+def test_resume_with_another_config_says_so(tmp_path):
+    run_toy(toy_config(tmp_path))
+    with pytest.raises(UserError, match=r"model_final\.pth leaves"):
+        run_toy(toy_config(tmp_path, "model.channels=5"), resume=True)
+    cfg = toy_config(tmp_path, "optimizer.params.backbone_lr_factor=1")
+    with pytest.raises(UserError, match=r"model_final\.resume\.pth does not fit this config"):
+        run_toy(cfg, resume=True)
+
+
+def test_missing_and_wrong_files(tmp_path):
+    model = ToyDetector(channels=4)
+    with pytest.raises(UserError, match=r"nowhere\.pth does not exist"):
+        run_toy(toy_config(tmp_path, "train.init_checkpoint=nowhere.pth"))
+    (tmp_path / "text.pth").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match=r"text\.pth cannot be read"):
+        load_weights(model, str(tmp_path / "text.pth"))
+    torch.save({"trainer": {"iteration": 3}}, tmp_path / "state.pth")
+    with pytest.raises(UserError, match=r"state\.pth holds no model weights"):
+        load_weights(model, str(tmp_path / "state.pth"))
+    torch.save({"model": model.state_dict(), "args": argparse.Namespace(run="code")}, tmp_path / "code.pth")
+    with pytest.raises(UserError, match=r"code\.pth cannot be read"):
+        load_weights(model, str(tmp_path / "code.pth"))
+    with pytest.raises(UserError, match="no checkpoint is given"):
+        load_weights(model, "")
+
+
+def test_what_does_not_match_is_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fvcore"), "propagate", True)
+    model = ToyDetector(channels=4)
+    weights = ToyDetector(channels=4).state_dict()
+    del weights["head.bias"]
+    weights["head.weight"] = torch.zeros(2, 4, 1, 1)
+    weights["tail.weight"] = torch.zeros(1)
+    torch.save({"model": weights}, tmp_path / "other.pth")
+    report = load_weights(model, str(tmp_path / "other.pth"))
+    assert report.missing == ["head.bias"]
+    assert report.unexpected == ["tail.weight"]
+    assert report.mismatched == [("head.weight", (2, 4, 1, 1), (1, 4, 1, 1))]
+    assert sorted(report.unset) == ["head.bias", "head.weight"]
+    assert "head.bias" in caplog.text
+    assert "tail.weight" in caplog.text
+    assert "(2, 4, 1, 1)" in caplog.text
+    torch.testing.assert_close(model.backbone[0].weight.data, weights["backbone.0.weight"])
+    with pytest.raises(UserError, match="leaves 2 of 9"):
+        load_weights(model, str(tmp_path / "other.pth"), strict=True)
+
+
+class WithBackbone(nn.Module):
+    def __init__(self, depth, norm):
+        super().__init__()
+        self.backbone = build_resnet(depth, norm=norm, freeze_at=0, out_features=["res2", "res5"])
+
+
+def randomise_batch_norm(model):
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "norm"), [(18, "FrozenBN"), (18, "BN"), (50, "FrozenBN")], ids=["r18-frozen", "r18-bn", "r50-frozen"]
+)
+def test_torchvision_resnet_gives_the_same_features(tmp_path, depth, norm):
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
+    randomise_batch_norm(theirs)
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    ours = WithBackbone(depth, norm).eval()
+    report = load_weights(ours, str(tmp_path / "resnet.pth"), strict=True)
+    assert report.unexpected == ["fc.weight", "fc.bias"]
+
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        res2 = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image)))))
+        res5 = theirs.layer4(theirs.layer3(theirs.layer2(res2)))
+        features = ours.backbone(image)
+    torch.testing.assert_close(features["res2"], res2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features["res5"], res5, rtol=1e-4, atol=1e-4)
+
+
+def test_zoo_pickle_loads_by_matching_names(tmp_path):
+    torch.manual_seed(0)
+    source = WithBackbone(18, "FrozenBN")
+    weights = {name.removeprefix("backbone."): value.numpy() for name, value in source.state_dict().items()}
+    data = {"model": weights, "__author__": "torchvision", "matching_heuristics": True}
+    (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(data))
+    model = WithBackbone(18, "FrozenBN")
+    assert not load_weights(model, str(tmp_path / "R-18.pkl")).unset
+    torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+def test_checkpoint_of_several_processes_is_that_of_one(tmp_path):
+    model = ToyDetector(channels=4)
+    torch.save({"model": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "ddp.pth")
+    assert not load_weights(ToyDetector(channels=4), str(tmp_path / "ddp.pth")).unset
+
+
+def test_last_checkpoint_names_the_last(tmp_path):
+    checkpointer = Checkpointer(ToyDetector(channels=4), str(tmp_path))
+    checkpointer.save("model_0000001", iteration=1)
+    checkpointer.save("model_0000002", iteration=2)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.solver import LRMultiplier
+
+SCHEDULE = Path(__file__).resolve().parents[2] / "projects/CLoCKDistill/configs/common/schedule.py"
+
+
+def test_kitti_in_12_epochs():
+    iterations, kitti, kitti_80 = LazyConfig.load(str(SCHEDULE), ("iterations", "KITTI_TRAIN", "KITTI_TRAIN_80"))
+    assert iterations(12, kitti, 16) == 2784  # 232 batches an epoch
+    assert kitti_80 == round(0.8 * 7481)
+
+
+@pytest.mark.parametrize("max_iter", [12, 120])
+def test_rate_falls_to_a_tenth_after_the_eleventh_epoch(max_iter):
+    multiplier = instantiate(LazyConfig.load(str(SCHEDULE), "step_schedule")(epochs=12, drop=11))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = LRMultiplier(optimizer, multiplier, max_iter)
+    rates = []
+    for _ in range(max_iter):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    epoch = max_iter // 12
+    assert rates == pytest.approx([2.0] * 11 * epoch + [0.2] * epoch)

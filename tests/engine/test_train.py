@@ -1,0 +1,217 @@
+import json
+import logging
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+from engine.toy import ToyDetector, ToyLoader, read_metrics, run_toy, toy_config
+
+from clockdistill.distillation import DistillationHook
+from clockdistill.engine import Trainer, do_test, eval_only
+from clockdistill.errors import UserError
+
+
+class Recorder(HookBase):
+    """Every step's loss and gradient norm as they were, not smoothed."""
+
+    def __init__(self):
+        self.losses, self.norms = [], []
+
+    def after_step(self):
+        self.losses.append(self.trainer.storage.history("total_loss").latest())
+        if "grad_norm" in self.trainer.storage.histories():
+            self.norms.append(self.trainer.storage.history("grad_norm").latest())
+
+
+def make_trainer(broken_at=-1, **kwargs):
+    torch.manual_seed(0)
+    model = ToyDetector(channels=4)
+    loader = ToyLoader(seed=1, broken_at=broken_at)
+    trainer = Trainer(model, loader, torch.optim.SGD(model.parameters(), lr=0.1), **kwargs)
+    trainer.recorder = Recorder()
+    trainer.register_hooks([trainer.recorder])
+    return trainer
+
+
+def train_by_hand(steps, clip_grad):
+    torch.manual_seed(0)
+    model = ToyDetector(channels=4)
+    losses, norms = [], []
+    for _, batch in zip(range(steps), ToyLoader(seed=1)):
+        loss = sum(model(batch).values())
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        norm = torch.cat([g.flatten() for g in gradients]).norm()
+        scale = 1 if clip_grad is None else min(1, clip_grad / norm.item())
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), gradients):
+                parameter -= 0.1 * scale * gradient
+        losses.append(loss.item())
+        norms.append(norm.item())
+    return model, losses, norms
+
+
+@pytest.mark.parametrize("clip_grad", [None, 0.1])
+def test_steps_are_those_of_a_plain_loop(clip_grad):
+    trainer = make_trainer(clip_grad=clip_grad)
+    trainer.train(0, 4)
+    model, losses, norms = train_by_hand(4, clip_grad)
+    assert trainer.recorder.losses == pytest.approx(losses, rel=1e-5)
+    assert trainer.recorder.norms == pytest.approx(norms, rel=1e-5)
+    assert min(norms) > 0.1  # else nothing is clipped
+    torch.testing.assert_close(trainer.model.state_dict(), model.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_on_the_cpu(dtype):
+    seen = []
+    trainer = make_trainer(amp_dtype=dtype)
+    trainer.model.head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.train(0, 20)
+    _, losses, norms = train_by_hand(20, None)
+    recorder = trainer.recorder
+    assert set(seen) == {dtype}
+    assert next(trainer.model.parameters()).dtype == torch.float32
+    # float16's first scale overflows and the scaler leaves those steps out: the norm is that of the first step made
+    assert recorder.losses[0] == pytest.approx(losses[0], rel=0.03)
+    assert recorder.norms[0] == pytest.approx(norms[0], rel=0.5)
+    assert recorder.losses[-1] == pytest.approx(losses[-1], rel=0.2)
+    assert recorder.losses[-1] < 0.8 * recorder.losses[0]
+
+
+def test_infinite_loss_names_iteration_and_terms_and_leaves_the_weights_alone():
+    trainer = make_trainer(broken_at=2)
+    before = {}
+
+    class Keep(HookBase):
+        def before_step(self):
+            before.update({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+
+    trainer.register_hooks([Keep()])
+    with pytest.raises(FloatingPointError, match=r"^the loss .* at iteration 2 \(loss_square, loss_abs\): lower"):
+        trainer.train(0, 4)
+    torch.testing.assert_close(dict(trainer.model.named_parameters()), before, rtol=0, atol=0)
+
+
+def test_infinite_gradient_is_found():
+    trainer = make_trainer()
+    trainer.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match=r"^the gradient .* at iteration 0"):
+        trainer.train(0, 1)
+
+
+class ToyDistillation(DistillationHook):
+    """Doubles the loss by a trained factor, which stands for a projection."""
+
+    def __init__(self, student):
+        self.factor = torch.nn.Parameter(torch.tensor(2.0))
+
+    def parameters(self):
+        return iter([self.factor])
+
+    def state_dict(self):
+        return {"factor": self.factor.detach()}
+
+    def load_state_dict(self, state):
+        self.factor.data.copy_(state["factor"])
+
+    def step_losses(self, model, data):
+        return model(data) | {"loss_distill": self.factor.square()}
+
+
+def test_losses_come_from_the_distillation_hook():
+    trainer = make_trainer()
+    trainer.register_hooks([ToyDistillation(trainer.model)])
+    trainer.train(0, 1)
+    _, losses, _ = train_by_hand(1, None)
+    assert trainer.recorder.losses[0] == pytest.approx(losses[0] + 4)
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.ema.enabled=True", "train.ema.decay=0.5"), ("distilled",)])
+def test_resume_goes_on_as_if_nothing_had_happened(tmp_path, overrides):
+    def config(folder, *more):
+        cfg = toy_config(folder, *(o for o in overrides if o != "distilled"), *more)
+        if "distilled" in overrides:
+            cfg.distillation = {"_target_": "engine.test_train.ToyDistillation"}
+        return cfg
+
+    run_toy(config(tmp_path / "whole"))
+    run_toy(config(tmp_path / "parts", "train.checkpointer.period=3"))
+    # the run was stopped after iteration 4: what it left is the checkpoint of iteration 2
+    for path in (tmp_path / "parts").glob("*"):
+        if not path.name.startswith("model_0000002"):
+            path.unlink()
+    (tmp_path / "parts" / "last_checkpoint").write_text("model_0000002.pth")
+    run_toy(config(tmp_path / "parts", "dataloader.train.start=3"), resume=True)
+
+    assert list(read_metrics(tmp_path / "parts")) == [3, 4, 5]
+    assert read_metrics(tmp_path / "parts", "lr").items() <= read_metrics(tmp_path / "whole", "lr").items()
+    for name in ("model_final.pth", "model_final.resume.pth"):
+        whole, parts = (torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "parts"))
+        torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    if "distilled" in overrides:
+        assert whole["trainer"]["hooks"]["ToyDistillation"]["factor"] < 2
+
+
+def test_resume_of_a_finished_training_only_evaluates(tmp_path):
+    run_toy(toy_config(tmp_path))
+    (tmp_path / "results.json").unlink()
+    before = (tmp_path / "model_final.pth").read_bytes()
+    run_toy(toy_config(tmp_path), resume=True)
+    assert (tmp_path / "model_final.pth").read_bytes() == before
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_learning_rates_and_their_step(tmp_path):
+    run_toy(toy_config(tmp_path))
+    groups = torch.load(tmp_path / "model_final.resume.pth", weights_only=True)["trainer"]["optimizer"]["param_groups"]
+    assert sorted(group["initial_lr"] for group in groups) == pytest.approx([1e-3, 1e-2])
+    # the logged rate is the backbone's, which has most of the parameters
+    assert list(read_metrics(tmp_path, "lr").values()) == pytest.approx([1e-3] * 4 + [1e-4] * 2)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_results_file_is_of_the_saved_weights_and_has_no_nan(tmp_path, ema):
+    run_toy(toy_config(tmp_path, f"train.ema.enabled={ema}", "train.ema.decay=0.5"))
+    text = (tmp_path / "results.json").read_text()
+    assert "NaN" not in text
+    cfg = toy_config(tmp_path, f"train.init_checkpoint='{tmp_path / 'model_final.pth'}'")
+    assert eval_only(cfg)["bbox"]["AP"] == pytest.approx(json.loads(text)["bbox"]["AP"])
+
+
+def test_eval_only_refuses_what_it_cannot_evaluate(tmp_path):
+    with pytest.raises(UserError, match=r"train\.init_checkpoint"):
+        eval_only(toy_config(tmp_path))
+    torch.save({"model": {"head.bias": torch.zeros(1)}}, tmp_path / "part.pth")
+    with pytest.raises(UserError, match=r"part\.pth leaves 7 of 9 parameters .*backbone\.0\.weight"):
+        eval_only(toy_config(tmp_path, f"train.init_checkpoint='{tmp_path / 'part.pth'}'"))
+    cfg = toy_config(tmp_path, "dataloader.evaluator=null")
+    with pytest.raises(UserError, match=r"dataloader\.evaluator"):
+        do_test(cfg, ToyDetector(channels=4))
+
+
+def test_unknown_precision_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"train\.amp\.dtype"):
+        run_toy(toy_config(tmp_path, "train.amp.enabled=True", "train.amp.dtype=float8"))
+
+
+def test_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypatch, capfd, caplog):
+    printer = logging.getLogger("detectron2.utils.events")
+    printer.addHandler(caplog.handler)
+    printer.setLevel(logging.INFO)
+    run_toy(toy_config(tmp_path / "lines"))
+    assert "train:" not in capfd.readouterr().err
+    assert "total_loss" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    run_toy(toy_config(tmp_path / "bar"))
+    assert "train: 100%" in capfd.readouterr().err
+    assert "total_loss" not in caplog.text
+    printer.removeHandler(caplog.handler)
+
+
+def test_lists_of_the_config_do_not_get_into_the_state(tmp_path):
+    cfg = toy_config(tmp_path, "+optimizer.etas=[0.5,1.2]", "optimizer._target_=torch.optim.Rprop")
+    del cfg.optimizer.betas, cfg.optimizer.weight_decay
+    run_toy(cfg)
+    state = torch.load(tmp_path / "model_final.resume.pth", weights_only=True)
+    assert state["trainer"]["optimizer"]["param_groups"][0]["etas"] == [0.5, 1.2]

@@ -1,0 +1,103 @@
+"""A meta-architecture of one convolution, with the data and the evaluator that it takes to train it in no time."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from clockdistill.engine import do_train, load_config
+from clockdistill.errors import UserError
+
+
+class ToyDetector(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels))
+        self.head = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, batched_inputs):
+        device = self.head.weight.device
+        features = self.head(self.backbone(torch.stack([x["image"] for x in batched_inputs]).to(device)))
+        if self.training:
+            return {"loss_square": (features - 1).square().mean(), "loss_abs": (features - 1).abs().mean()}
+        results = []
+        for feature in features:
+            instances = Instances((8, 8))
+            instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 4.0, 4.0]]))
+            instances.scores = feature.mean()[None]
+            results.append({"instances": instances})
+        return results
+
+
+class ToyLoader:
+    """Endless batches; the one of every iteration follows from its index and the seed alone.
+
+    Args:
+        start: index of the first batch.
+        broken_at: index of a batch that is NaN.
+        length: batches, or None for no end.
+    """
+
+    def __init__(self, seed: int, start: int = 0, broken_at: int = -1, length: int | None = None):
+        self.seed, self.start, self.broken_at, self.length = seed, start, broken_at, length
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        index = self.start
+        while self.length is None or index < self.length:
+            generator = torch.Generator().manual_seed(1000 * self.seed + index)
+            images = torch.randn(2, 3, 8, 8, generator=generator)
+            if index == self.broken_at:
+                images[0, 0, 0, 0] = float("nan")
+            yield [{"image": image} for image in images]
+            index += 1
+
+
+class BrokenSet(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise UserError("label file 000003.txt, line 2: fifteen fields are needed")
+
+
+def broken_loader(num_workers: int, seed: int):
+    return torch.utils.data.DataLoader(BrokenSet(), num_workers=num_workers)
+
+
+class ToyEvaluator(DatasetEvaluator):
+    """The mean score as AP, and a class that has no AP."""
+
+    def reset(self):
+        self.scores = []
+
+    def process(self, inputs, outputs):
+        self.scores += [x["instances"].scores.item() for x in outputs]
+
+    def evaluate(self):
+        logging.getLogger("clockdistill").info(f"evaluated {len(self.scores)} images")
+        return {"bbox": {"AP": sum(self.scores) / len(self.scores), "AP-Tram": float("nan")}}
+
+
+def toy_config(output_dir, *overrides: str):
+    """The config beside this file, loaded as train_net.py loads it, on the CPU."""
+    path = Path(__file__).with_name("toy_config.py")
+    Path(output_dir).mkdir(exist_ok=True)
+    return load_config(str(path), [f"train.output_dir='{output_dir}'", "train.device=cpu", *overrides])
+
+
+def run_toy(cfg, resume: bool = False):
+    do_train(argparse.Namespace(resume=resume), cfg)
+
+
+def read_metrics(output_dir, name: str = "total_loss") -> dict[int, float]:
+    """Values by iteration; losses are medians of the last 20, so compare runs only where they start together."""
+    lines = (json.loads(line) for line in (Path(output_dir) / "metrics.json").read_text().splitlines())
+    return {line["iteration"]: line[name] for line in lines if name in line}
