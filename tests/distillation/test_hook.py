@@ -123,12 +123,20 @@ def test_random_content_is_the_same_every_time(tmp_path):
     [
         (dict(checkpoint="absent.pth"), "absent.pth does not exist"),
         (dict(checkpoint=""), "no teacher checkpoint is given"),
-        (dict(config="absent.py"), "teacher config absent.py does not exist"),
+        (dict(config=""), "no teacher config is given"),
+        (dict(config="absent.py"), "config file absent.py does not exist"),
     ],
 )
 def test_missing_teacher_files(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         make_hook(tiny_dino(), save_teacher(tmp_path) | change)
+
+
+def test_a_teacher_config_needs_a_model(tmp_path):
+    config = tmp_path / "empty.yaml"
+    config.write_text("train: {}")
+    with pytest.raises(UserError, match=r"empty\.yaml has no `model`"):
+        make_hook(tiny_dino(), save_teacher(tmp_path) | dict(config=str(config)))
 
 
 def test_teacher_of_other_classes(tmp_path):

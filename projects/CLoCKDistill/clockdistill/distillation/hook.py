@@ -4,13 +4,14 @@ import logging
 from collections.abc import Iterator
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..config_file import execute_config
 from ..errors import UserError
 from ..modeling import Detector, Outputs, Queries
 from ..modeling.weights import load_weights
@@ -28,11 +29,12 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
     """
     if not checkpoint:
         raise UserError("no teacher checkpoint is given: set distillation.teacher.checkpoint=PATH")
-    try:
-        model = LazyConfig.load(config).model
-    except FileNotFoundError as error:
-        raise UserError(f"teacher config {config} does not exist: set distillation.teacher.config=PATH") from error
-    teacher = instantiate(model)
+    if not config:
+        raise UserError("no teacher config is given: set distillation.teacher.config=PATH")
+    cfg = execute_config(config)
+    if cfg.get("model") is None:
+        raise UserError(f"teacher config {config} has no `model`: give the config that the teacher was trained with")
+    teacher = instantiate(cfg.model)
     if teacher.num_classes != student.num_classes:
         raise UserError(
             f"the teacher of {config} has {teacher.num_classes} classes and the student {student.num_classes}: "

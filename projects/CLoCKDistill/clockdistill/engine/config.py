@@ -2,12 +2,9 @@
 
 import difflib
 import inspect
-import os
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -15,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..config_file import execute_config
 from ..errors import UserError
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
@@ -30,22 +28,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: no such file, one that does not execute or lacks a section, or a wrong override.
     """
-    if not path:
-        raise UserError("no config is given: name one with --config-file")
-    if not os.path.isfile(path):
-        raise UserError(f"config file {path} does not exist: look for its name in projects/CLoCKDistill/configs")
-    try:
-        cfg = LazyConfig.load(path)
-    except UserError:
-        raise
-    except SyntaxError as error:
-        cause = error.__cause__ or error
-        raise UserError(f"{error.msg.rstrip('!')} in line {cause.lineno}: {cause.msg}") from error
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        place = f"{path}, line {lines[-1]}," if lines else path
-        message = " ".join(str(error).split())
-        raise UserError(f"config file {place} does not execute: {type(error).__name__}: {message}") from error
+    cfg = execute_config(path)
     for section in SECTIONS:
         if cfg.get(section) is None:
             raise UserError(f"config file {path} has no `{section}`: import one from configs/common")

@@ -5,6 +5,7 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 # seeded 80:20 split where there is none
 KITTI_TRAIN = 3712
 KITTI_TRAIN_80 = 5985
+COCO_TRAIN = 118287
 
 
 def iterations(epochs, images, batch_size):

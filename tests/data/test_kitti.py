@@ -1,0 +1,192 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from tiny import CONFIGS
+
+import clockdistill.data  # noqa: F401  registers the data sets
+from clockdistill.data import DetectionMapper, load_kitti
+from clockdistill.errors import UserError
+
+# lines of the real benchmark
+CAR = "Car 0.00 0 1.85 387.63 181.54 423.81 203.12 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
+CYCLIST = "Cyclist 0.00 3 -1.65 676.60 163.95 688.98 193.93 1.86 0.60 2.02 4.59 1.32 45.84 -1.55"
+MISC = "Misc 0.00 0 -1.82 804.79 167.34 995.43 327.94 1.63 1.48 2.37 3.23 1.59 8.55 -1.47"
+DONT_CARE = "DontCare -1 -1 -10 503.89 169.71 590.61 190.13 -1 -1 -1 -1000 -1000 -1000 -10"
+CLASSES = ["Car", "Cyclist"]
+
+
+def make_kitti(root, labels, size=(1224, 370)):
+    """A KITTI data set of one frame for every text of labels."""
+    for folder in ("image_2", "label_2"):
+        (root / "training" / folder).mkdir(parents=True)
+    for number, text in enumerate(labels):
+        Image.new("RGB", size, (number, 100, 50)).save(root / "training" / "image_2" / f"{number:06d}.png")
+        (root / "training" / "label_2" / f"{number:06d}.txt").write_text(text)
+    return root
+
+
+def write_splits(root, **splits):
+    (root / "ImageSets").mkdir()
+    for name, frames in splits.items():
+        (root / "ImageSets" / f"{name}.txt").write_text("".join(f"{frame}\n" for frame in frames))
+
+
+def test_real_lines_become_standard_dictionaries(tmp_path):
+    make_kitti(tmp_path, [f"{CAR}\n{CYCLIST} 0.93\n", ""])
+    write_splits(tmp_path, train=["000000", "000001"])
+    first, empty = load_kitti(tmp_path, "train", CLASSES)
+    assert first["file_name"].endswith("training/image_2/000000.png")
+    assert (first["width"], first["height"]) == (1224, 370)
+    car, cyclist = first["annotations"]
+    assert car["bbox"] == [387.63, 181.54, 423.81, 203.12]
+    assert (car["category_id"], cyclist["category_id"]) == (0, 1)
+    assert (cyclist["truncated"], cyclist["occluded"], cyclist["iscrowd"]) == (0.0, 3, 0)
+    assert empty["annotations"] == []
+
+
+def test_regions_and_other_classes_are_crowds_of_every_class(tmp_path):
+    make_kitti(tmp_path, [f"{CAR}\n{DONT_CARE}\n{MISC}\n"])
+    write_splits(tmp_path, train=["000000"])
+    (record,) = load_kitti(tmp_path, "train", CLASSES)
+    crowds = [a for a in record["annotations"] if a["iscrowd"]]
+    assert [a["category_id"] for a in crowds] == [0, 1, 0, 1]
+    mapper = DetectionMapper(is_train=True, augmentations=[], image_format="RGB")
+    assert len(mapper(record)["instances"]) == 1
+
+
+def test_split_files_decide_where_they_are(tmp_path):
+    make_kitti(tmp_path, [CAR] * 3)
+    write_splits(tmp_path, train=["000002"], val=["000000", "000001"])
+    names = [[r["file_name"][-10:-4] for r in load_kitti(tmp_path, split, CLASSES)] for split in ("train", "val")]
+    assert names == [["000002"], ["000000", "000001"]]
+
+
+def test_without_split_files_four_fifths_are_for_training_and_always_the_same(tmp_path):
+    make_kitti(tmp_path, [CAR] * 10)
+    train, val = ({r["file_name"] for r in load_kitti(tmp_path, split, CLASSES)} for split in ("train", "val"))
+    assert (len(train), len(val), len(train | val)) == (8, 2, 10)
+    assert val == {r["file_name"] for r in load_kitti(tmp_path, "val", CLASSES)}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Car 0.00 0 1.85 387.63", r"000001\.txt:2 has 5 fields"),
+        (CAR.replace("181.54", "18l.54"), r"000001\.txt:2 .*'18l\.54'"),
+        (CAR.replace("387.63", "487.63"), r"000001\.txt:2 has an inverted or empty box"),
+        (CAR.replace("Car", "Lorry"), r"000001\.txt:2 has the unknown type Lorry"),
+        (CAR.replace("387.63", "nan"), r"000001\.txt:2 has an inverted or empty box"),
+    ],
+)
+def test_a_line_that_is_not_kittis(tmp_path, line, message):
+    make_kitti(tmp_path, [CAR, f"{CAR}\n{line}\n"])
+    write_splits(tmp_path, train=["000000", "000001"])
+    with pytest.raises(UserError, match=message):
+        load_kitti(tmp_path, "train", CLASSES)
+
+
+def test_broken_images_are_found_before_training(tmp_path):
+    make_kitti(tmp_path, [CAR])
+    write_splits(tmp_path, train=["000000"])
+    image = tmp_path / "training" / "image_2" / "000000.png"
+    whole = image.read_bytes()
+    for content in (whole[:-30], b"not an image", b""):
+        image.write_bytes(content)
+        with pytest.raises(UserError, match=r"000000\.png cannot be read"):
+            load_kitti(tmp_path, "train", CLASSES)
+
+
+def test_an_image_that_is_broken_inside_is_named_when_it_is_read(tmp_path):
+    make_kitti(tmp_path, [CAR])
+    write_splits(tmp_path, train=["000000"])
+    image = tmp_path / "training" / "image_2" / "000000.png"
+    noise = np.random.default_rng(0).integers(0, 256, (370, 1224, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(image)
+    content = bytearray(image.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(40)
+    image.write_bytes(content)
+    (record,) = load_kitti(tmp_path, "train", CLASSES)
+    with pytest.raises(UserError, match=r"000000\.png cannot be read"):
+        DetectionMapper(is_train=True, augmentations=[], image_format="RGB")(record)
+
+
+def test_missing_label(tmp_path):
+    make_kitti(tmp_path, [CAR, CAR])
+    (tmp_path / "training" / "label_2" / "000001.txt").unlink()
+    write_splits(tmp_path, train=["000000", "000001"])
+    with pytest.raises(UserError, match=r"000001\.txt does not exist"):
+        load_kitti(tmp_path, "train", CLASSES)
+
+
+def test_a_split_that_names_a_frame_without_image(tmp_path):
+    make_kitti(tmp_path, [CAR])
+    write_splits(tmp_path, train=["000007"])
+    with pytest.raises(UserError, match="names frame 000007"):
+        load_kitti(tmp_path, "train", CLASSES)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("kitti_train", "kitti/training"), ("street_val", "make_street_scenes.py")])
+def test_no_data_set_at_the_path(tmp_path, monkeypatch, name, hint):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(UserError, match=rf"no KITTI data set at {tmp_path}.*DETECTRON2_DATASETS.*{hint}"):
+        DatasetCatalog.get(name)
+
+
+def test_catalog_reads_the_variable_when_it_loads(tmp_path, monkeypatch):
+    make_kitti(tmp_path / "kitti", [CAR] * 5)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert len(DatasetCatalog.get("kitti_train")) == 4
+    assert MetadataCatalog.get("kitti_train").thing_classes[:3] == ["Car", "Van", "Truck"]
+
+
+def predictions(records, boxes_of):
+    for record in records:
+        instances = Instances((record["height"], record["width"]))
+        boxes, labels = boxes_of(record)
+        instances.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+        instances.pred_classes = torch.tensor(labels, dtype=torch.long)
+        instances.scores = torch.linspace(0.9, 0.8, len(labels))
+        yield [record], [{"instances": instances}]
+
+
+def test_coco_evaluation_is_perfect_for_the_truth_and_ignores_what_lies_on_regions(tmp_path, monkeypatch):
+    make_kitti(tmp_path / "kitti", [f"{CAR}\n{DONT_CARE}\n"] * 5)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    cfg = LazyConfig.load(str(CONFIGS / "common" / "data" / "kitti.py"))
+    cfg.train = dict(output_dir=str(tmp_path / "output"))
+    cfg.dataloader.evaluator.output_dir = cfg.train.output_dir
+    records = DatasetCatalog.get("kitti_val")
+    on_region = [510.0, 172.0, 580.0, 188.0]
+
+    def evaluate(extra):
+        evaluator = instantiate(cfg.dataloader.evaluator)
+        evaluator.reset()
+        for inputs, outputs in predictions(records, lambda r: ([extra, r["annotations"][0]["bbox"]], [0, 0])):
+            evaluator.process(inputs, outputs)
+        return evaluator.evaluate()["bbox"]["AP"]
+
+    assert evaluate(on_region) == pytest.approx(100)
+    assert evaluate([10.0, 10.0, 60.0, 60.0]) < 60
+    # the annotations are made anew for every evaluator: a label that changed must count
+    label = tmp_path / "kitti" / "training" / "label_2"
+    for path in label.iterdir():
+        path.write_text(CAR.replace("387.63", "100.00").replace("423.81", "150.00"))
+    records = DatasetCatalog.get("kitti_val")
+    assert evaluate(on_region) < 60
+    assert json.loads(next((tmp_path / "output").glob("*coco_format.json")).read_text())["annotations"]
+
+
+def test_loader_gives_rgb(tmp_path):
+    make_kitti(tmp_path, [CAR])
+    write_splits(tmp_path, train=["000000"])
+    (record,) = load_kitti(tmp_path, "train", CLASSES)
+    image = DetectionMapper(is_train=False, augmentations=[], image_format="RGB")(record)["image"]
+    assert image[:, 0, 0].tolist() == [0, 100, 50]
+    assert detection_utils.read_image(record["file_name"], "RGB").shape == (370, 1224, 3)
