@@ -5,7 +5,7 @@ from .config import apply_overrides, load_config
 from .defaults import run, setup
 from .hooks import EMAHook, ProgressBar
 from .optim import get_detr_optimizer_params
-from .train import do_test, do_train, eval_only
+from .train import do_test, do_train, eval_only, load_model
 from .trainer import Trainer
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "eval_only",
     "get_detr_optimizer_params",
     "load_config",
+    "load_model",
     "run",
     "setup",
 ]

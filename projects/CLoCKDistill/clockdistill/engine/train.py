@@ -20,6 +20,7 @@ from torch import nn
 
 from ..distillation import DistillationHook
 from ..errors import UserError
+from ..modeling.weights import load_weights
 from .checkpoint import Checkpointer, PeriodicCheckpointer
 from .hooks import EMAHook, ProgressBar
 from .trainer import Trainer
@@ -101,12 +102,17 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict:
 
 
 def eval_only(cfg: DictConfig) -> dict:
-    """Build the model, load all its weights from `cfg.train.init_checkpoint`, and evaluate it."""
+    """Evaluate the model of a config with the weights of `cfg.train.init_checkpoint`."""
+    return do_test(cfg, load_model(cfg))
+
+
+def load_model(cfg: DictConfig) -> nn.Module:
+    """The model of a config in eval mode, all its weights from `cfg.train.init_checkpoint`."""
     if not cfg.train.init_checkpoint:
-        raise UserError("--eval-only needs trained weights: give them as train.init_checkpoint=…/model_final.pth")
-    model = instantiate(cfg.model).to(cfg.train.device)
-    Checkpointer(model).load(cfg.train.init_checkpoint, checkpointables=[], strict=True)
-    return do_test(cfg, model)
+        raise UserError("trained weights are needed: give them as train.init_checkpoint=…/model_final.pth")
+    model = instantiate(cfg.model)
+    load_weights(model, cfg.train.init_checkpoint, strict=True)
+    return model.eval().to(cfg.train.device if torch.cuda.is_available() else "cpu")
 
 
 def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator] | None:

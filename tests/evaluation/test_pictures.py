@@ -1,0 +1,260 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from clockdistill.errors import UserError
+from clockdistill.evaluation import pictures
+
+HEIGHT, WIDTH = 60, 960  # wide enough not to be enlarged
+TITLE = pictures.TITLE_HEIGHT
+CLASSES = ["Car", "Van"]
+
+
+def truth_of(*boxes, classes=None):
+    instances = Instances((HEIGHT, WIDTH))
+    instances.gt_boxes = Boxes(torch.tensor(boxes).float().reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes or [0] * len(boxes), dtype=torch.long)
+    return instances
+
+
+def found_of(*boxes, classes=None, scores=None):
+    instances = Instances((HEIGHT, WIDTH))
+    instances.pred_boxes = Boxes(torch.tensor(boxes).float().reshape(-1, 4))
+    instances.pred_classes = torch.tensor(classes or [0] * len(boxes), dtype=torch.long)
+    instances.scores = torch.tensor(scores or [0.9] * len(boxes))
+    return instances
+
+
+NOTHING = Boxes(torch.zeros(0, 4))
+GREY = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
+
+
+def draw(truth, found, image=GREY, ignored=NOTHING, names=CLASSES):
+    return pictures.draw_comparison(image, truth, ignored, found, names)
+
+
+def panel(picture, index, height=HEIGHT):
+    top = index * (height + TITLE) + TITLE
+    return picture[top : top + height].astype(int)
+
+
+def changed(picture, index):
+    """Where a panel differs from the image by more than rounding."""
+    return (np.abs(panel(picture, index) - GREY) > 8).any(-1)
+
+
+def ring(x0, y0, x1, y1, margin):
+    """Pixels within `margin` of the border of a box."""
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y0 - margin : y1 + margin, x0 - margin : x1 + margin] = True
+    mask[y0 + margin : y1 - margin, x0 + margin : x1 - margin] = False
+    return mask
+
+
+def test_box_is_drawn_on_its_border_and_nowhere_else():
+    picture = draw(truth_of([100, 20, 200, 50]), {})
+    assert picture.shape == (HEIGHT + TITLE, WIDTH, 3)
+    assert picture.dtype == np.uint8
+    drawn = changed(picture, 0)
+    assert not drawn[~ring(100, 20, 200, 50, 2)].any()
+    assert drawn[20, 103:197].all()
+    assert drawn[50, 103:197].all()
+    assert drawn[23:47, 100].all()
+    assert drawn[23:47, 200].all()
+
+
+def test_classes_differ_in_colour():
+    picture = panel(draw(truth_of([100, 20, 200, 50], [300, 20, 400, 50], classes=[0, 1]), {}), 0)
+    assert picture[20, 150].argmax() == 2  # light blue
+    assert picture[20, 350].argmin() == 2  # orange
+
+
+def test_small_image_is_enlarged_and_its_boxes_with_it():
+    image = np.full((20, 320, 3), 100, np.uint8)
+    truth = truth_of([100, 5, 120, 15])
+    picture = panel(draw(truth, {}, image), 0, height=60)
+    assert picture.shape == (60, 960, 3)
+    ys, xs = np.nonzero((np.abs(picture - 100) > 60).any(-1))
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == pytest.approx((300, 360, 15, 45), abs=2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 1242), (87, 804), (61, 807)])
+def test_every_pixel_of_the_image_is_in_the_picture(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    picture = draw(truth_of(), {}, image)
+    assert picture.shape == (height + TITLE, width, 3)
+    assert (panel(picture, 0, height) == image).all()
+
+
+def test_only_confident_predictions_are_drawn_in_the_panel_of_their_model():
+    found = {
+        "a": found_of([100, 20, 200, 50], [300, 20, 400, 50], scores=[0.31, 0.29]),
+        "b": found_of([500, 20, 600, 50]),
+    }
+    picture = draw(truth_of(), found)
+    assert not changed(picture, 0).any()
+    assert changed(picture, 1)[50, 103:197].all()
+    assert not changed(picture, 1)[:, 250:].any()
+    assert changed(picture, 2)[50, 503:597].all()
+    assert not changed(picture, 2)[:, :450].any()
+
+
+def red(picture, index):
+    r, g, b = np.moveaxis(panel(picture, index), -1, 0)
+    return (r > 200) & (g < 110) & (b < 110)
+
+
+def test_missed_object_is_outlined_in_red_in_the_panel_of_the_model_that_missed_it():
+    box, other = [100, 20, 200, 50], [300, 20, 400, 50]
+    picture = draw(truth_of(box, other), {"a": found_of(box), "b": found_of(box, other)})
+    assert not red(picture, 0).any()
+    assert not red(picture, 2).any()
+    missed = red(picture, 1)
+    assert not missed[~ring(*other, 2)].any()
+    assert 0.3 < missed[20, 303:397].mean() < 0.9  # dashed
+
+
+def test_ignored_region_is_drawn_with_the_ground_truth_alone():
+    region = Boxes(torch.tensor([[100.0, 20, 200, 50]]))
+    picture = draw(truth_of(), {"a": found_of()}, ignored=region)
+    assert 0.2 < changed(picture, 0)[20, 103:197].mean() < 0.9
+    assert not changed(picture, 1).any()
+
+
+def test_boxes_have_names_where_colours_are_too_few():
+    names = [f"class {i}" for i in range(80)]
+    box = [100, 30, 200, 50]
+    assert changed(draw(truth_of(box), {}, names=names), 0)[18:27, 100:140].any()
+    assert not changed(draw(truth_of(box), {}), 0)[18:27, 100:140].any()
+
+
+@pytest.mark.parametrize(
+    ("found", "missed"),
+    [
+        (found_of([0, 0, 10, 10]), False),
+        (found_of([0, 0, 10, 10], scores=[0.3]), False),
+        (found_of([0, 0, 10, 10], scores=[0.29]), True),
+        (found_of([0, 0, 10, 10], classes=[1]), True),
+        (found_of([0, 0, 10, 5]), False),  # IoU 0.5
+        (found_of([0, 0, 10, 4.9]), True),
+        (found_of([50, 0, 60, 10], [0, 0, 10, 10], classes=[1, 0]), False),
+        (found_of(), True),
+    ],
+)
+def test_an_object_is_missed_without_a_confident_overlapping_prediction_of_its_class(found, missed):
+    truth = truth_of([0, 0, 10, 10], [50, 0, 60, 10])
+    assert pictures.find_missed(truth, found, threshold=0.3).tolist() == [missed, True]
+
+
+def record(path):
+    """One object, and in its place one region that both classes ignore."""
+    xywh = dict(bbox=[10, 20, 30, 5], bbox_mode=BoxMode.XYWH_ABS, category_id=1)
+    crowds = [{**xywh, "category_id": label, "iscrowd": 1} for label in (0, 1)]
+    return dict(file_name=str(path), image_id=7, annotations=[xywh, *crowds])
+
+
+def test_ground_truth_parts_objects_from_ignored_regions():
+    truth, ignored = pictures.ground_truth(record("000007.png"), (HEIGHT, WIDTH))
+    assert truth.gt_boxes.tensor.tolist() == [[10, 20, 40, 25]]
+    assert truth.gt_classes.tolist() == [1]
+    assert ignored.tensor.tolist() == [[10, 20, 40, 25]]
+    empty = pictures.ground_truth({"annotations": []}, (HEIGHT, WIDTH))
+    assert [len(x) for x in empty] == [0, 0]
+
+
+def test_comparison_is_written_in_the_colours_of_the_image(tmp_path):
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image[..., 0] = 200  # blue, in OpenCV's order
+    cv2.imwrite(str(tmp_path / "000007.png"), image)
+    asked = []
+
+    def predict(batch):
+        asked.extend(batch)
+        return [{"instances": found_of([100, 20, 200, 50])}]
+
+    inputs = {"image": "what the loader gives"}
+    paths = pictures.save_comparisons(
+        {"model": predict}, [inputs], [record(tmp_path / "000007.png")], CLASSES, str(tmp_path)
+    )
+    assert paths == [str(tmp_path / "comparison_000007.png")]
+    assert asked == [inputs]
+    picture = cv2.imread(paths[0])
+    assert picture.shape == (2 * (HEIGHT + TITLE), WIDTH, 3)
+    assert np.abs(picture[TITLE + 5, 700].astype(int) - [200, 0, 0]).max() <= 1
+    assert (panel(picture, 1)[20, 150] != [200, 0, 0]).all()
+
+
+def write_metrics(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def training(scale=1.0, **more):
+    rows = [
+        {"iteration": i, "total_loss": 9.0, "loss_class": scale / (i + 1), "loss_bbox": 1.0} for i in range(0, 60, 20)
+    ]
+    return [*rows, {"iteration": 59, "bbox/AP": 10.0 * scale, **more}]
+
+
+def test_metrics_are_read_in_order_and_later_values_count(tmp_path):
+    rows = [{"iteration": 20, "a": 1.0}, {"iteration": 40, "a": 2.0, "b": 5.0}, {"iteration": 20, "a": 3.0}]
+    assert pictures.read_metrics(write_metrics(tmp_path / "metrics.json", rows)) == {
+        "a": [(20, 3.0), (40, 2.0)],
+        "b": [(40, 5.0)],
+    }
+
+
+@pytest.mark.parametrize("line", ['{"iteration": 3, "a"', '{"a": 1}', "[1]"])
+def test_wrong_or_missing_metrics_are_named(tmp_path, line):
+    path = tmp_path / "metrics.json"
+    with pytest.raises(UserError, match=r"metrics.json does not exist: give the metrics.json that"):
+        pictures.plot_curves({"run": str(path)}, str(tmp_path / "curves.png"))
+    path.write_text('{"iteration": 1, "a": 1}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"metrics.json, line 2, "):
+        pictures.plot_curves({"run": str(path)}, str(tmp_path / "curves.png"))
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_curves_have_a_third_panel_where_there_are_gradient_shares(tmp_path):
+    shares = {"gradient_share/det": 0.7, "gradient_share/mem_object": 0.3}
+    plain = write_metrics(tmp_path / "plain.json", training())
+    distilled = write_metrics(tmp_path / "distilled.json", [*training(1.2), {"iteration": 0, **shares}])
+    pictures.plot_curves({"plain": plain}, str(tmp_path / "two.png"))
+    pictures.plot_curves({"plain": plain, "distilled": distilled}, str(tmp_path / "three.png"), ("teacher", 30.0))
+    two, three = (cv2.imread(str(tmp_path / name)).shape for name in ("two.png", "three.png"))
+    assert two == (435, 930, 3)
+    assert three == (435, 1560, 3)
+
+
+def curves(tmp_path, monkeypatch, runs, reference=None):
+    """The axes that plot_curves fills."""
+    figures = []
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda self, path: figures.append(self))
+    paths = {name: write_metrics(tmp_path / f"{name}.json", rows) for name, rows in runs.items()}
+    pictures.plot_curves(paths, "unused", reference)
+    return figures[0].axes
+
+
+def test_curves_show_the_numbers_of_the_runs(tmp_path, monkeypatch):
+    distilled = [{**row, "loss_mem": 50.0} if "loss_class" in row else row for row in training(2.0)]
+    ap, loss = curves(tmp_path, monkeypatch, {"plain": training(), "distilled": distilled}, ("teacher", 30.0))
+    assert [line.get_ydata()[-1] for line in ap.lines] == [10.0, 20.0, 30.0]
+    assert [text.get_text() for text in ap.get_legend().get_texts()] == [
+        "plain, 10.0",
+        "distilled, 20.0",
+        "teacher, 30.0",
+    ]
+    # what only the distilled run has is no detection loss
+    assert loss.lines[0].get_ydata() == pytest.approx([2, 1 + 1 / 21, 1 + 1 / 41])
+    assert loss.lines[1].get_ydata() == pytest.approx([3, 1 + 2 / 21, 1 + 2 / 41])
+    assert list(loss.lines[0].get_xdata()) == [0, 20, 40]
+
+
+def test_run_without_evaluation_has_a_loss_curve_alone(tmp_path, monkeypatch):
+    ap, loss = curves(tmp_path, monkeypatch, {"plain": training()[:-1]})
+    assert len(ap.lines) == 0
+    assert len(loss.lines) == 1

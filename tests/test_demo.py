@@ -1,0 +1,125 @@
+"""What the demo does beside training: its tables, its summary over seeds, its files and its failures."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import demo
+import pytest
+
+from clockdistill.errors import UserError
+
+RESULTS = {
+    "teacher": {"AP": 40.04, "AP50": 60.0, "AP75": 44.0, "parameters": 2_500_000, "ms_per_image": 80.0},
+    "student": {"AP": 20.0, "AP50": 41.26, "AP75": 18.0, "parameters": 712_345, "ms_per_image": 20.04},
+    "distilled": {"AP": 24.0, "AP50": 45.0, "AP75": 22.0, "parameters": 712_345, "ms_per_image": 20.0},
+}
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_results_table():
+    header, _, *rows = cells(demo.results_table(RESULTS))
+    assert header == ["", "AP", "AP50", "AP75", "parameters (M)", "ms per image"]
+    assert rows[0] == ["Teacher", "40.0", "60.0", "44.0", "2.50", "80.0"]
+    assert rows[1] == ["Student", "20.0", "41.3", "18.0", "0.71", "20.0"]
+    assert rows[2][0] == "Distilled student"
+
+
+def pair(student, distilled):
+    return {"student": {"AP": student, "AP50": 0.0}, "distilled": {"AP": distilled, "AP50": 0.0}}
+
+
+def test_seeds_are_summarised_by_mean_and_sample_deviation():
+    summary = demo.summarise({3: pair(20.0, 22.0), 5: pair(21.0, 24.5), 8: pair(25.0, 26.0)})
+    assert summary["seeds"] == [3, 5, 8]
+    assert summary["AP"]["difference"] == [2.0, 3.5, 1.0]
+    assert summary["mean"] == pytest.approx({"student": 22.0, "distilled": 72.5 / 3, "difference": 6.5 / 3})
+    assert summary["std"]["student"] == pytest.approx(7**0.5)
+    assert summary["std"]["difference"] == pytest.approx(statistics.stdev([2.0, 3.5, 1.0]))
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_seeds_table():
+    summary = demo.summarise({0: pair(20.0, 22.0), 1: pair(21.0, 20.5)})
+    header, _, *rows = cells(demo.seeds_table(summary))
+    assert header == ["seed", "AP of the student", "AP of the distilled student", "difference"]
+    assert rows == [
+        ["0", "20.0", "22.0", "+2.0"],
+        ["1", "21.0", "20.5", "-0.5"],
+        ["mean ± std", "20.5 ± 0.7", "21.2 ± 1.1", "+0.8 ± 1.8"],
+    ]
+
+
+def test_one_seed_has_no_spread():
+    summary = demo.summarise({0: pair(20.0, 22.0)})
+    assert summary["std"] == {"student": None, "distilled": None, "difference": None}
+    assert cells(demo.seeds_table(summary))[-1] == ["mean ± std", "20.0", "22.0", "+2.0"]
+
+
+def test_json_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "results.json"
+    demo.write_json(path, RESULTS)
+    with pytest.raises(TypeError):
+        demo.write_json(path, {"teacher": object()})
+    assert demo.read_json(path) == RESULTS
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_configs_are_there():
+    for config in (demo.TEACHER_CONFIG, demo.STUDENT_CONFIG, demo.DISTILLED_CONFIG):
+        assert (demo.ROOT / config).is_file()
+
+
+@pytest.fixture
+def fake_train_net(tmp_path, monkeypatch):
+    """A repository whose train_net.py is the given source."""
+    script = tmp_path / "projects/CLoCKDistill/train_net.py"
+    script.parent.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return script
+
+
+PROGRESS = (
+    "[11/22 16:00:00 d2.utils.events]:  eta: 0:01:02  iter: 19  total_loss: 4.2  loss_class: 1  loss_bbox: 2  lr: 0.1"
+)
+
+
+def test_training_starts_anew_and_shows_its_progress(fake_train_net, monkeypatch, capsys):
+    fake_train_net.write_text(
+        "import json, pathlib, sys\n"
+        "out = pathlib.Path(sys.argv[-1].removeprefix('train.output_dir='))\n"
+        "assert not out.exists(), 'not a fresh start'\n"
+        "out.mkdir(parents=True)\n"
+        "(out / 'args').write_text(' '.join(sys.argv[1:]))\n"
+        "(out / 'results.json').write_text(json.dumps({'bbox': {'AP': 1, 'AP50': 2, 'AP75': 3, 'APs': 4}}))\n"
+        f"print('Model: ...'); print({PROGRESS!r})\n"
+    )
+    monkeypatch.setattr(demo, "PROGRESS_PERIOD", 0)
+    Path("out").mkdir()
+    Path("out/last_checkpoint").write_text("model_0000999.pth")
+    assert demo.train_net("some/config.py", Path("out"), "train.seed=3") == {"AP": 1, "AP50": 2, "AP75": 3}
+    assert Path("out/args").read_text() == "--config-file some/config.py train.seed=3 train.output_dir=out"
+    assert capsys.readouterr().out.strip() == "eta: 0:01:02  iter: 19  total_loss: 4.2"
+
+
+def test_failed_training_names_the_log(fake_train_net):
+    fake_train_net.write_text("raise SystemExit(7)")
+    with pytest.raises(UserError, match=r"train_net.py failed with c.py: .*out/log.txt says why \(exit status 7\)"):
+        demo.train_net("c.py", Path("out"))
+
+
+def test_failure_is_one_sentence_and_exit_status_1(monkeypatch, capsys, tmp_path):
+    def fail():
+        raise UserError("no street today: build one")
+
+    monkeypatch.setattr(demo, "make_data", fail)
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    monkeypatch.setenv("DETECTRON2_DATASETS", "somewhere")
+    monkeypatch.chdir(tmp_path)
+    assert demo.main() == 1
+    assert capsys.readouterr().err == "error: no street today: build one\n"

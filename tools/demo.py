@@ -1,0 +1,222 @@
+#!/usr/bin/env python
+"""The method in under ten minutes on two cores; `make demo` runs it.
+
+tools/demo.py                  one seed: a table, results.json, curves.png and comparison_*.png in output/demo
+tools/demo.py --seeds 0 1 2    the same pair of trainings for every seed: a table and output/demo/seeds.json
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from omegaconf import DictConfig
+from tabulate import tabulate
+from torch import nn
+
+import clockdistill.data  # noqa: F401  its import registers the data sets
+from clockdistill.engine import load_config, load_model
+from clockdistill.errors import UserError
+from clockdistill.evaluation.benchmark import count_parameters, latency
+from clockdistill.evaluation.pictures import plot_curves, save_comparisons
+
+# Everything below is relative to the repository, which the demo makes its working directory.
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = "projects/CLoCKDistill/configs/dino/"
+TEACHER_CONFIG = CONFIGS + "dino_r18w20_street.py"
+STUDENT_CONFIG = CONFIGS + "dino_r18w8_street.py"
+DISTILLED_CONFIG = CONFIGS + "dino_r18w20_to_r18w8_street.py"
+TEACHER_CHECKPOINT = "projects/CLoCKDistill/demo/teacher.pth"
+OUTPUT = Path("output/demo")
+
+TRAIN_IMAGES, VAL_IMAGES, DATA_SEED = 800, 200, 0
+PICTURES = 4
+MIN_OBJECTS = 4  # in a validation image that is worth a picture
+BENCHMARK_IMAGES = 10
+
+TITLES = {"teacher": "Teacher", "student": "Student", "distilled": "Distilled student"}
+METRICS = ("AP", "AP50", "AP75")
+PROGRESS = re.compile(r"eta: .+?(?=  \w*loss_)")  # of Detectron2's line of progress: without the single losses
+PROGRESS_PERIOD = 10  # seconds
+
+START = time.monotonic()
+
+
+def announce(text: str) -> None:
+    minutes, seconds = divmod(int(time.monotonic() - START), 60)
+    print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
+
+
+def make_data() -> None:
+    root = Path(os.environ["DETECTRON2_DATASETS"], "street_scenes")
+    announce(f"Data: {TRAIN_IMAGES} + {VAL_IMAGES} street scenes")
+    options = ["--train", str(TRAIN_IMAGES), "--val", str(VAL_IMAGES), "--seed", str(DATA_SEED)]
+    if subprocess.run([sys.executable, "datasets/make_street_scenes.py", "--root", str(root), *options]).returncode:
+        raise UserError("the street scenes could not be made: the message above says why")
+
+
+def train_net(config: str, output_dir: Path, *arguments: str) -> dict[str, float]:
+    """Train or evaluate from a clean folder; the validation results it ends with.
+
+    On a terminal train_net.py shows a progress bar; elsewhere some of its lines of progress are passed on.
+    """
+    shutil.rmtree(output_dir, ignore_errors=True)
+    command = [sys.executable, "projects/CLoCKDistill/train_net.py", "--config-file", config, *arguments]
+    shown = time.monotonic()
+    with subprocess.Popen([*command, f"train.output_dir={output_dir}"], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            progress = PROGRESS.search(line)
+            if progress and time.monotonic() - shown > PROGRESS_PERIOD:
+                shown = time.monotonic()
+                print(f"       {progress[0]}", flush=True)
+    if process.returncode:
+        raise UserError(
+            f"train_net.py failed with {config}: the message above or {output_dir}/log.txt says why "
+            f"(exit status {process.returncode})"
+        )
+    return {key: value for key, value in read_json(output_dir / "results.json")["bbox"].items() if key in METRICS}
+
+
+def train_pair(seed: int, folder: Path) -> dict[str, dict[str, float]]:
+    """The same student without and with distillation: same seed, data and iterations."""
+    results = {}
+    for name, config, how in (("student", STUDENT_CONFIG, "without"), ("distilled", DISTILLED_CONFIG, "with")):
+        announce(f"Training the student {how} distillation, seed {seed}")
+        results[name] = train_net(config, folder / name, f"train.seed={seed}")
+        announce("{}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format(TITLES[name], **results[name]))
+    return results
+
+
+def one_seed(seed: int) -> None:
+    for old in (OUTPUT / "results.json", OUTPUT / "curves.png", *OUTPUT.glob("comparison_*.png")):
+        old.unlink(missing_ok=True)
+    # the teacher comes first: where it is missing, nobody waits for trainings to hear of it
+    announce("Evaluating the teacher")
+    checkpoint = f"train.init_checkpoint={TEACHER_CHECKPOINT}"
+    results = {"teacher": train_net(TEACHER_CONFIG, OUTPUT / "teacher", "--eval-only", checkpoint)}
+    results |= train_pair(seed, OUTPUT)
+
+    announce("Measuring the time for an image")
+    cfg = load_config(STUDENT_CONFIG)
+    weights = {
+        "teacher": (TEACHER_CONFIG, TEACHER_CHECKPOINT),
+        "student": (STUDENT_CONFIG, OUTPUT / "student" / "model_final.pth"),
+        "distilled": (STUDENT_CONFIG, OUTPUT / "distilled" / "model_final.pth"),
+    }
+    models = {
+        name: load_model(load_config(config, [f"train.init_checkpoint={checkpoint}"]))
+        for name, (config, checkpoint) in weights.items()
+    }
+    dataset = instantiate(cfg.dataloader.test).dataset
+    times = latency(models, [dataset[i] for i in range(BENCHMARK_IMAGES)])
+    for name, model in models.items():
+        results[name] |= {"parameters": count_parameters(model), "ms_per_image": times[name]}
+
+    announce("Drawing")
+    runs = {TITLES[name]: str(OUTPUT / name / "metrics.json") for name in ("student", "distilled")}
+    plot_curves(runs, str(OUTPUT / "curves.png"), reference=(TITLES["teacher"], results["teacher"]["AP"]))
+    draw_pictures(cfg, {TITLES[name]: models[name] for name in ("student", "distilled")})
+
+    write_json(OUTPUT / "results.json", results)
+    announce(f"Done; results.json, curves.png and comparison_*.png are in {OUTPUT.resolve()}\n")
+    print(results_table(results))
+
+
+def several_seeds(seeds: list[int]) -> None:
+    (OUTPUT / "seeds.json").unlink(missing_ok=True)
+    results = {seed: train_pair(seed, OUTPUT / f"seed{seed}") for seed in seeds}
+    summary = summarise(results)
+    write_json(OUTPUT / "seeds.json", summary)
+    announce(f"Done; seeds.json is in {OUTPUT.resolve()}\n")
+    print(seeds_table(summary))
+
+
+def draw_pictures(cfg: DictConfig, models: dict[str, nn.Module]) -> None:
+    """Validation images at even distances among those with some objects: nobody chose them."""
+    inputs, records = instantiate(cfg.dataloader.test).dataset, instantiate(cfg.dataloader.test.dataset)
+    objects = [sum(not a.get("iscrowd") for a in record["annotations"]) for record in records]
+    worthy = [i for i, count in enumerate(objects) if count >= MIN_OBJECTS]
+    chosen = worthy[:: max(1, len(worthy) // PICTURES)][:PICTURES]
+    names = MetadataCatalog.get(cfg.dataloader.test.dataset.names).thing_classes
+    save_comparisons(models, [inputs[i] for i in chosen], [records[i] for i in chosen], names, str(OUTPUT))
+
+
+def results_table(results: dict[str, dict[str, float]]) -> str:
+    rows = [
+        [TITLES[name], *(r[key] for key in METRICS), r["parameters"] / 1e6, r["ms_per_image"]]
+        for name, r in results.items()
+    ]
+    headers = ["", *METRICS, "parameters (M)", "ms per image"]
+    return tabulate(rows, headers, tablefmt="pipe", floatfmt=("", ".1f", ".1f", ".1f", ".2f", ".1f"))
+
+
+def summarise(results: dict[int, dict[str, dict[str, float]]]) -> dict:
+    """The AP of student and distilled student over seeds, their difference, and the mean and spread of each.
+
+    The spread is the sample standard deviation, None for a single seed.
+    """
+    ap = {name: [pair[name]["AP"] for pair in results.values()] for name in ("student", "distilled")}
+    ap["difference"] = [distilled - student for student, distilled in zip(ap["student"], ap["distilled"], strict=True)]
+    mean = {name: statistics.mean(values) for name, values in ap.items()}
+    std = {name: statistics.stdev(values) if len(values) > 1 else None for name, values in ap.items()}
+    return {"seeds": list(results), "AP": ap, "mean": mean, "std": std}
+
+
+def seeds_table(summary: dict) -> str:
+    columns = ("student", "distilled", "difference")
+    signs = ("", "", "+")
+
+    def cells(values: list[float]) -> list[str]:
+        return [f"{value:{sign}.1f}" for value, sign in zip(values, signs, strict=True)]
+
+    rows = [[seed, *cells([summary["AP"][name][i] for name in columns])] for i, seed in enumerate(summary["seeds"])]
+    spread = ["" if summary["std"][name] is None else f" ± {summary['std'][name]:.1f}" for name in columns]
+    means = cells([summary["mean"][name] for name in columns])
+    rows.append(["mean ± std", *(mean + std for mean, std in zip(means, spread, strict=True))])
+    headers = ["seed", "AP of the student", "AP of the distilled student", "difference"]
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", "right", "right", "right"))
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, data: dict) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="compare over several seeds")
+    args = parser.parse_args()
+    datasets = os.environ.get("DETECTRON2_DATASETS") or ROOT / "datasets"
+    os.environ["DETECTRON2_DATASETS"] = str(Path(datasets).expanduser().absolute())
+    os.chdir(ROOT)
+    try:
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        make_data()
+        if args.seeds:
+            several_seeds(args.seeds)
+        else:
+            one_seed(0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
