@@ -1,0 +1,162 @@
+"""A user's way through train_net.py: distil, be interrupted, resume, evaluate the plain student; and get it wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import make_street_scenes
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import default_argument_parser
+from tiny import CONFIGS
+
+import train_net
+from clockdistill.engine import load_config, run
+
+STUDENT, TEACHER = CONFIGS / "dino" / "dino_r18w8_street.py", CONFIGS / "dino" / "dino_r18w20_street.py"
+DISTILLED = CONFIGS / "dino" / "dino_r18w20_to_r18w8_street.py"
+# narrower than its teacher, so that there are projections
+NARROW = ["model.encoder.embed_dim=64", "model.backbone.width=8", "dataloader.train.total_batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with street scenes and a teacher of random weights."""
+    folder = tmp_path_factory.mktemp("place")
+    make_street_scenes.make(folder / "street_scenes", train=4, val=2, seed=0, size=(320, 96), jobs=1)
+    torch.manual_seed(0)
+    torch.save({"model": instantiate(load_config(str(TEACHER)).model).state_dict()}, folder / "teacher.pth")
+    return folder
+
+
+def arguments(place, output, config, *options):
+    """A command line with all that makes a run short; options come last and so win."""
+    flags = [option for option in options if option.startswith("--")]
+    overrides = [option for option in options if not option.startswith("--")]
+    teacher = [f"distillation.teacher.checkpoint={place / 'teacher.pth'}"] if config == DISTILLED else []
+    short = [f"train.output_dir={output}", "dataloader.train.num_workers=0", "train.log_period=1", *NARROW]
+    return ["--config-file", str(config), *flags, *short, *teacher, *overrides]
+
+
+def command(place, *args):
+    environment = os.environ | {"DETECTRON2_DATASETS": str(place), "CUDA_VISIBLE_DEVICES": ""}
+    script = [sys.executable, train_net.__file__, *arguments(place, *args)]
+    return dict(args=script, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.fixture(scope="module")
+def distilled(place):
+    """Output folder of a distillation that was killed in the middle and resumed."""
+    output = place / "distilled"
+    endless = ("train.max_iter=100000", "train.checkpointer.period=2", "train.eval_period=0", "distillation.period=1")
+    process = subprocess.Popen(**command(place, output, DISTILLED, *endless))
+    deadline = time.monotonic() + 120
+    while not (output / "last_checkpoint").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    printed = process.communicate()[0]
+    assert (output / "last_checkpoint").exists(), printed
+    shutil.copytree(output, place / "killed")
+    last = torch.load(output / (output / "last_checkpoint").read_text(), weights_only=True)["iteration"]
+    options = ("--resume", f"train.max_iter={last + 3}", "train.eval_period=0", "distillation.period=1")
+    done = subprocess.run(**command(place, output, DISTILLED, *options), check=False)
+    assert done.returncode == 0, done.stdout
+    assert f"Starting training from iteration {last + 1}" in done.stdout
+    return output
+
+
+def test_resume_goes_on_with_hook_and_projections(place, distilled):
+    killed = place / "killed"
+    name = (killed / "last_checkpoint").read_text().replace(".pth", ".resume.pth")
+    before = torch.load(killed / name, weights_only=True)["trainer"]
+    after = torch.load(distilled / "model_final.resume.pth", weights_only=True)["trainer"]
+    projections = [state["hooks"]["DistillationHook"] for state in (before, after)]
+    assert projections[0].keys() == projections[1].keys() == {"0.weight", "0.bias", "content.weight", "content.bias"}
+    change = (projections[0]["0.weight"] - projections[1]["0.weight"]).abs().max()
+    assert 0 < change < 0.02, "three small steps from where they were, and not from a fresh start"
+    assert after["iteration"] == before["iteration"] + 2
+
+
+def test_metrics_hold_every_term_and_its_share(distilled):
+    lines = [json.loads(line) for line in (distilled / "metrics.json").read_text().splitlines()]
+    lines = [line for line in lines if "total_loss" in line]
+    terms = {"mem_object", "mem_background", "logit_class", "logit_bbox", "logit_giou"}
+    assert {f"loss_{term}" for term in terms} | {"loss_class", "loss_giou_dn", "loss_bbox_enc"} <= lines[-1].keys()
+    shares = [value for key, value in lines[-1].items() if key.startswith("gradient_share/")]
+    assert len(shares) == len(terms) + 1
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_the_checkpoint_is_the_plain_student(place, distilled, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(place))
+    saved = torch.load(distilled / "model_final.pth", weights_only=True)
+    assert saved.keys() == {"model", "iteration"}
+    student = instantiate(load_config(str(STUDENT), NARROW).model)
+    assert {name: value.shape for name, value in saved["model"].items()} == {
+        name: value.shape for name, value in student.state_dict().items()
+    }
+    weights = f"train.init_checkpoint={distilled / 'model_final.pth'}"
+    assert call(place, place / "evaluated", STUDENT, "--eval-only", weights) == 0
+    assert "AP" in json.loads((place / "evaluated" / "results.json").read_text())["bbox"]
+
+
+def call(place, output, config, *options):
+    """Exit status of train_net.py, within this process."""
+    args = default_argument_parser().parse_args(arguments(place, output, config, *options))
+    return run(train_net.main, args)
+
+
+def lose_data(folder):
+    shutil.rmtree(folder / "street_scenes")
+
+
+def break_label(folder):
+    with (folder / "street_scenes/training/label_2/000001.txt").open("a") as file:
+        file.write("Car 0.0 0 1.5 10 10\n")
+
+
+def break_image(folder):
+    (folder / "street_scenes/training/image_2/000002.png").write_bytes(b"\x89PNG broken")
+
+
+def lose_label(folder):
+    (folder / "street_scenes/training/label_2/000003.txt").unlink()
+
+
+def prune_teacher(folder):
+    weights = torch.load(folder / "teacher.pth", weights_only=True)["model"]
+    weights.pop("encoder.level_embed")
+    torch.save({"model": weights}, folder / "teacher.pth")
+
+
+@pytest.mark.parametrize(
+    ("harm", "options", "sentence"),
+    [
+        (lose_data, (), "no KITTI data set at"),
+        (break_label, (), "000001.txt:"),
+        (break_image, (), "000002.png cannot be read"),
+        (lose_label, (), "000003.txt does not exist"),
+        (lambda folder: (folder / "teacher.pth").unlink(), (), "teacher.pth does not exist"),
+        (prune_teacher, (), "encoder.level_embed"),
+        (None, ("model.num_classes=4",), "5 classes and the student 4"),
+        (None, ("train.max_itr=5",), "unknown config key train.max_itr"),
+    ],
+    ids=["no data", "label line", "image", "no label", "no teacher", "teacher unset", "classes", "config key"],
+)
+def test_errors_end_at_once_with_one_sentence(place, tmp_path, monkeypatch, capsys, harm, options, sentence):
+    shutil.copytree(place / "street_scenes", tmp_path / "street_scenes")
+    shutil.copy(place / "teacher.pth", tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    if harm:
+        harm(tmp_path)
+    assert call(tmp_path, tmp_path / "output", DISTILLED, "train.max_iter=1", *options) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert sentence in error
+    assert not list(Path(tmp_path / "output").glob("*.pth"))
