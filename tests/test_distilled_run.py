@@ -144,10 +144,25 @@ def prune_teacher(folder):
         (lose_label, (), "000003.txt does not exist"),
         (lambda folder: (folder / "teacher.pth").unlink(), (), "teacher.pth does not exist"),
         (prune_teacher, (), "encoder.level_embed"),
-        (None, ("model.num_classes=4",), "5 classes and the student 4"),
+        (None, ("model.num_classes=4",), "street_train has 5 classes and the model 4"),
+        (None, ("dataloader.train.dataset.names=streets",), "streets is not in Detectron2's catalog"),
+        (None, ("dataloader.train.dataset.names=coco_2017_val", "model.num_classes=80"), "instances_val2017.json"),
+        (None, ("model.encoder.embed_dim=100",), "embed_dim 100 must be a multiple of 32"),
         (None, ("train.max_itr=5",), "unknown config key train.max_itr"),
     ],
-    ids=["no data", "label line", "image", "no label", "no teacher", "teacher unset", "classes", "config key"],
+    ids=[
+        "no data",
+        "label line",
+        "image",
+        "no label",
+        "no teacher",
+        "teacher unset",
+        "classes",
+        "unknown data",
+        "no COCO",
+        "width",
+        "config key",
+    ],
 )
 def test_errors_end_at_once_with_one_sentence(place, tmp_path, monkeypatch, capsys, harm, options, sentence):
     shutil.copytree(place / "street_scenes", tmp_path / "street_scenes")
@@ -156,7 +171,9 @@ def test_errors_end_at_once_with_one_sentence(place, tmp_path, monkeypatch, caps
     if harm:
         harm(tmp_path)
     assert call(tmp_path, tmp_path / "output", DISTILLED, "train.max_iter=1", *options) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    printed = capsys.readouterr()
+    assert "UserError" not in printed.out + printed.err, "a traceback besides the sentence"
+    error = printed.err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert sentence in error
     assert not list(Path(tmp_path / "output").glob("*.pth"))

@@ -8,13 +8,19 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 from tiny import random_batch, roughen, tiny_dino, tiny_dino_config
 from torch.nn.parallel import DistributedDataParallel
 
-from clockdistill.distillation import DistillationHook, MatchedLogitLoss, MemoryLoss, TargetAwareLogitLoss
+from clockdistill.distillation import (
+    DistillationHook,
+    MatchedLogitLoss,
+    MemoryLoss,
+    PlainFeatureLoss,
+    TargetAwareLogitLoss,
+)
+from clockdistill.engine import Trainer
 from clockdistill.errors import UserError
 from clockdistill.modeling import HungarianMatcher
 
@@ -90,7 +96,7 @@ def test_gradient_shares_sum_to_one_and_follow_the_weights(tmp_path):
     for factor in (1, 10):
         student = tiny_dino()
         hook = make_hook(student, save_teacher(tmp_path), [MemoryLoss(1e-2 * factor, 1e-3)], period=1)
-        hook.trainer = SimpleTrainer(student, [], torch.optim.SGD(student.parameters(), 0.1))
+        hook.trainer = Trainer(student, [], torch.optim.SGD(student.parameters(), 0.1))
         hook.trainer.iter = 0
         torch.manual_seed(0)
         with EventStorage() as storage:
@@ -110,6 +116,38 @@ def test_state_holds_the_projections(tmp_path):
     second.load_state_dict(first.state_dict())
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_losses_of_one_name_are_refused(tmp_path):
+    hook = make_hook(tiny_dino(), save_teacher(tmp_path), [MemoryLoss(1.0, 1.0), MemoryLoss(2.0, 1.0)])
+    with pytest.raises(UserError, match="are called loss_mem_"):
+        hook.step_losses(tiny_dino(), random_batch())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_is_near_full_precision(tmp_path, dtype):
+    teacher, values = save_teacher(tmp_path, embed_dim=64), []
+    for enabled in (False, True):
+        student = tiny_dino()
+        hook = make_hook(student, teacher)
+        torch.manual_seed(0)
+        for projection in hook.parameters():
+            torch.nn.init.constant_(projection, 0.01)
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            losses = hook.step_losses(student, random_batch())
+        sum(losses.values()).backward()
+        assert all(p.grad.isfinite().all() for p in student.parameters())
+        values.append({k: v.item() for k, v in losses.items() if k.startswith(("loss_mem", "loss_logit"))})
+    for name, value in values[0].items():
+        assert values[1][name] == pytest.approx(value, rel=0.05), name
+
+
+def test_a_teacher_with_other_levels_is_refused(tmp_path):
+    teacher = save_teacher(tmp_path)
+    config = tiny_dino_config()
+    config.encoder.num_levels = 3
+    with pytest.raises(UserError, match="4 levels and the student's 3"):
+        make_hook(instantiate(config), teacher)
 
 
 def test_random_content_is_the_same_every_time(tmp_path):
@@ -175,7 +213,14 @@ def gradients(rank, world, folder, teacher, batch):
     config.denoising.update(label_noise=0.0, box_noise=0.0)
     torch.manual_seed(0)
     student = roughen(instantiate(config), scale=0.05)
-    hook = make_hook(student, teacher)
+    matcher = HungarianMatcher(2, 5, 2)
+    losses = [
+        MemoryLoss(1e-2, 1e-3),
+        PlainFeatureLoss(1e-2, "features"),
+        TargetAwareLogitLoss(**WEIGHTS),
+        MatchedLogitLoss(matcher, **WEIGHTS),
+    ]
+    hook = make_hook(student, teacher, losses)
     for projection in hook.parameters():
         torch.nn.init.constant_(projection, 0.01)
     model = DistributedDataParallel(student) if world > 1 else student

@@ -1,6 +1,7 @@
 import argparse
 import logging
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -58,32 +59,38 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_model_file_has_the_averaged_weights(tmp_path):
-    run_toy(toy_config(tmp_path, "train.ema.enabled=True", "train.ema.decay=0.5", "train.checkpointer.period=1"))
-    average = None
-    for iteration in range(6):
-        raw = load(tmp_path / f"model_{iteration:07d}.resume.pth")["model"]["head.weight"] if iteration else None
-        if iteration == 0:
-            continue
-        previous = load(tmp_path / f"model_{iteration - 1:07d}.pth")["model"]["head.weight"] if iteration > 1 else None
-        if previous is not None:
-            average = 0.5 * previous + 0.5 * raw
-            saved = load(tmp_path / f"model_{iteration:07d}.pth")["model"]["head.weight"]
-            torch.testing.assert_close(saved, average)
-            assert not torch.equal(saved, raw)
-    assert average is not None
+    run_toy(toy_config(tmp_path, "train.ema.enabled=True", "train.ema.decay=0.15", "train.checkpointer.period=1"))
+    weights = []
+    for iteration in range(1, 6):
+        saved = load(tmp_path / f"model_{iteration:07d}.pth")["model"]["head.weight"]
+        raw = load(tmp_path / f"model_{iteration:07d}.resume.pth")["model"]["head.weight"]
+        weights.append((saved, raw))
+    for (previous, _), (saved, raw) in pairwise(weights):
+        torch.testing.assert_close(saved, 0.15 * previous + 0.85 * raw)
+        assert not torch.equal(saved, raw)
 
 
 def test_average_of_weights_and_buffers():
     model = nn.BatchNorm1d(1)
-    hook = EMAHook(model, decay=0.75)
+    hook = EMAHook(model, decay=0.2)
     for value in (1.0, 2.0, 4.0):
         nn.init.constant_(model.weight, value)
         model.running_mean.fill_(10 * value)
         hook.after_step()
-    # 1, then 0.75·1 + 0.25·2, then 0.75·1.25 + 0.25·4
-    assert hook.model.weight.item() == pytest.approx(1.9375)
-    assert hook.model.running_mean.item() == pytest.approx(19.375)
-    assert not hook.model.weight.requires_grad
+    # the decay is 2/11 after the first step, and from the second on its final value
+    expected = 0.2 * (2 / 11 * 1 + 9 / 11 * 2) + 0.8 * 4
+    assert hook.model.weight.item() == pytest.approx(expected)
+    assert hook.model.running_mean.item() == pytest.approx(10 * expected)
+
+
+def test_the_average_forgets_where_it_began():
+    """With the decay that configs have, and in no more steps than a short training makes."""
+    model = nn.Linear(1, 1)
+    hook = EMAHook(model, decay=0.9998)
+    for value in [100.0] + [1.0] * 300:
+        nn.init.constant_(model.weight, value)
+        hook.after_step()
+    assert hook.model.weight.item() == pytest.approx(1, abs=0.01)
 
 
 def test_resume_needs_both_files(tmp_path):

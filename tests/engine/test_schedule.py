@@ -9,9 +9,9 @@ SCHEDULE = Path(__file__).resolve().parents[2] / "projects/CLoCKDistill/configs/
 
 
 def test_kitti_in_12_epochs():
-    iterations, kitti, kitti_80 = LazyConfig.load(str(SCHEDULE), ("iterations", "KITTI_TRAIN", "KITTI_TRAIN_80"))
-    assert iterations(12, kitti, 16) == 2784  # 232 batches an epoch
-    assert kitti_80 == round(0.8 * 7481)
+    iterations, images = LazyConfig.load(str(SCHEDULE), ("iterations", "KITTI_TRAIN"))
+    assert images == round(0.8 * 7481)
+    assert iterations(12, images, 16) == 4489  # 374 batches an epoch
 
 
 @pytest.mark.parametrize("max_iter", [12, 120])

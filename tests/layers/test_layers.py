@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert, generalized_box_iou
 
+from clockdistill.errors import UserError
 from clockdistill.layers import (
     MultiScaleDeformableAttention,
     PositionEmbeddingSine,
@@ -56,6 +57,19 @@ def test_ms_deform_attn_gradients():
     )
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+def test_ms_deform_attn_in_half_precision_on_a_wide_map(dtype, precision):
+    """Locations stay in float32: in bfloat16 they would be a third of a cell off at this width."""
+    shapes, starts = torch.tensor([[4, 167]]), torch.tensor([0])
+    value = torch.randn(1, 4 * 167, 2, 4, dtype=torch.float64)
+    locations = torch.rand(1, 50, 2, 1, 3, 2, dtype=torch.float64)
+    weights = torch.rand(1, 50, 2, 1, 3, dtype=torch.float64)
+    expected = ms_deform_attn(value.to(dtype).double(), shapes, starts, locations, weights.to(dtype).double())
+    actual = ms_deform_attn(value.to(dtype), shapes, starts, locations.float(), weights.to(dtype))
+    assert actual.dtype == dtype
+    assert (actual.double() - expected).abs().max() <= precision * expected.abs().max()
+
+
 def test_attention_ignores_padding():
     layer = MultiScaleDeformableAttention(16, 4, 2, 2)
     shapes, starts = torch.tensor([[4, 4], [2, 2]]), torch.tensor([0, 16])
@@ -69,7 +83,7 @@ def test_attention_ignores_padding():
 
 
 def test_attention_needs_heads_that_divide_the_width():
-    with pytest.raises(ValueError, match="embed_dim 30 must be a multiple of num_heads 4"):
+    with pytest.raises(UserError, match="embed_dim 30 must be a multiple of num_heads 4"):
         MultiScaleDeformableAttention(30, 4, 1, 1)
 
 

@@ -4,6 +4,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import ImageList
 from tiny import CONFIGS, random_batch, roughen, tiny_dino
 
+from clockdistill.errors import UserError
 from clockdistill.modeling import Queries, build_resnet
 
 
@@ -24,7 +25,7 @@ def test_resnets_have_torchvisions_parameters(depth, channels):
 
 
 def test_no_resnet_of_unknown_depth():
-    with pytest.raises(ValueError, match="choose one of"):
+    with pytest.raises(UserError, match="choose one of"):
         build_resnet(20)
 
 
@@ -104,8 +105,8 @@ def test_padding_changes_neither_memory_nor_proposals():
             torch.testing.assert_close(queries.reference[image], expected_queries.reference[0], **close)
 
 
-def test_images_of_different_sizes_give_in_one_batch_what_each_gives_alone():
-    """On the same canvas: the decoder's position encoding counts it in, as the reference implementation's does."""
+def test_images_of_different_sizes_give_in_one_batch_what_each_gives_alone_on_that_canvas():
+    """The canvas itself counts: the decoder's position encoding sees it, as the reference implementation's does."""
     model = roughen(tiny_dino()).eval()
     batch = random_batch(sizes=((64, 96), (96, 64), (50, 70)), counts=(1, 1, 1))
     images = model.preprocess(batch)

@@ -40,8 +40,11 @@ def load_kitti(root: Path, split: str, classes: Sequence[str], mend: str = "set 
         UserError: no data set there, a missing or broken image, a missing label file, or a line that is not KITTI's.
     """
     images = find_images(root, mend)
+    frames = read_split(root, split, sorted(images))
+    if not frames:
+        raise UserError(f"the {split} split of {root} has no frames: name some in {root}/ImageSets/{split}.txt")
     dataset = []
-    for number, frame in enumerate(read_split(root, split, sorted(images))):
+    for number, frame in enumerate(frames):
         if frame not in images:
             raise UserError(f"{root}/ImageSets/{split}.txt names frame {frame}, which has no image in training/image_2")
         label_file = root / "training" / "label_2" / f"{frame}.txt"
@@ -104,16 +107,17 @@ def read_labels(path: Path, classes: Sequence[str]) -> list[dict]:
         if name != DONT_CARE and name not in KITTI_CLASSES and name not in classes:
             raise UserError(f"{path}:{number} has the unknown type {name}: it is one of {', '.join(KITTI_CLASSES)}")
         try:
-            truncated, occluded, _, *box = (float(field) for field in fields[1:8])
+            truncated, occluded, _, *box = [float(field) for field in fields[1:]][:7]
+            occluded = int(occluded)
         except ValueError as error:
-            raise UserError(f"{path}:{number} is not KITTI's: {error}; fields 2 to 15 are numbers") from error
+            raise UserError(f"{path}:{number} is not KITTI's: {error}; all fields but the first are numbers") from error
         left, top, right, bottom = box
         if not (left < right and top < bottom):
             raise UserError(
                 f"{path}:{number} has an inverted or empty box ({left:g}, {top:g}, {right:g}, {bottom:g}): "
                 "it is left, top, right, bottom"
             )
-        common = dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, truncated=truncated, occluded=int(occluded))
+        common = dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, truncated=truncated, occluded=occluded)
         if name in classes:
             annotations.append(dict(common, category_id=classes.index(name), iscrowd=0))
         else:
@@ -122,7 +126,7 @@ def read_labels(path: Path, classes: Sequence[str]) -> list[dict]:
 
 
 def register_kitti(name: str, folder: str, split: str, classes: Sequence[str] = KITTI_CLASSES, mend: str = "") -> None:
-    """Put a split into the catalog.
+    """Put a split into the catalog; one of the same name there is replaced.
 
     Args:
         name: in the catalog.
@@ -136,6 +140,10 @@ def register_kitti(name: str, folder: str, split: str, classes: Sequence[str] = 
         hint = f"set DETECTRON2_DATASETS, now {root}, to the folder that holds {folder}/training{mend}"
         return load_kitti(root / folder, split, list(classes), hint)
 
+    # a config that registers its data is executed twice when the teacher's config imports it too
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if name in catalog.list():
+            catalog.remove(name)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(thing_classes=list(classes))
 

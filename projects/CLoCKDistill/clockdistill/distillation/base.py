@@ -1,8 +1,14 @@
 """What the trainer hook asks of every distillation loss."""
 
+import torch
 from torch import Tensor, nn
 
 from ..modeling import Outputs, Target
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Squares of half precision would overflow."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class DistillationLoss:

@@ -76,6 +76,11 @@ class DistillationHook(HookBase):
         self.asks_targets = any(loss.asks_targets for loss in self.losses)
         self.asks_objects = any(loss.asks_objects for loss in self.losses)
         student_dim, teacher_dim = student.embed_dim, self.teacher.embed_dim
+        if student.num_levels != self.teacher.num_levels:
+            raise UserError(
+                f"the teacher's memory has {self.teacher.num_levels} levels and the student's {student.num_levels}: "
+                "set model.encoder.num_levels and model.neck to the teacher's"
+            )
 
         self.projections = nn.ModuleDict()
         for index, loss in enumerate(self.losses):
@@ -133,7 +138,10 @@ class DistillationHook(HookBase):
         losses, ours = model(data, extra=asked_of_student, with_outputs=True)
         terms = {}
         for loss in self.losses:
-            terms.update(loss(theirs, ours, targets))
+            new = loss(theirs, ours, targets)
+            if clash := terms.keys() & new.keys():
+                raise UserError(f"two losses of distillation.losses are called {min(clash)}: keep one of them")
+            terms |= new
         if self.period and self.trainer.iter % self.period == 0:
             self.log_gradient_shares({"det": sum(losses.values()), **terms}, student)
         return losses | terms
@@ -149,11 +157,15 @@ class DistillationHook(HookBase):
     def log_gradient_shares(self, terms: dict[str, Tensor], student: nn.Module) -> None:
         """Norm of every term's gradient on the student's parameters, as shares of their sum."""
         parameters = [p for p in student.parameters() if p.requires_grad]
+        # as in the backward pass: what is too small for float16 is scaled into its range
+        scale = self.trainer.grad_scaler.get_scale()
         norms = {}
         for name, term in terms.items():
-            gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(term * scale, parameters, retain_graph=True, allow_unused=True)
             gradients = [g.float() for g in gradients if g is not None]
             norms[name] = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
         total = sum(norms.values())
+        if not total.isfinite():
+            return
         shares = {f"gradient_share/{name.removeprefix('loss_')}": float(n / total) for name, n in norms.items()}
         get_event_storage().put_scalars(smoothing_hint=False, **shares)

@@ -10,7 +10,7 @@ from ..layers import giou_loss
 from ..modeling import HungarianMatcher, Outputs, Predictions, Queries, Target
 from ..modeling.criterion import average_over_ranks
 from ..modeling.structures import pad_targets
-from .base import DistillationLoss
+from .base import DistillationLoss, at_least_float32
 
 
 def target_queries(targets: list[Target], content: Tensor) -> Queries:
@@ -44,6 +44,8 @@ class LogitLoss(DistillationLoss):
         confidence: weigh every query by the teacher's highest class score; else all alike.
     """
 
+    name = "logit"
+
     def __init__(
         self,
         class_weight: float,
@@ -65,7 +67,7 @@ class LogitLoss(DistillationLoss):
             valid: (B, Q) or (E, B, Q), False on queries that carry no loss.
         """
         teacher = spread_layers(teacher, len(student.logits))
-        teacher, student = (Predictions(p.logits.float(), p.boxes.float()) for p in (teacher, student))
+        teacher, student = (Predictions(*map(at_least_float32, p)) for p in (teacher, student))
         weight = teacher.logits.sigmoid().amax(-1) if self.confidence else torch.ones_like(teacher.logits[..., 0])
         weight = weight * valid
         normalizer = average_over_ranks(weight.sum((1, 2))).clamp(min=1e-6)[:, None, None]
@@ -73,9 +75,9 @@ class LogitLoss(DistillationLoss):
         divergence = bernoulli_kl(teacher.logits, student.logits, self.temperature).sum(-1)
         l1 = (teacher.boxes - student.boxes).abs().sum(-1)
         return {
-            "loss_logit_class": self.class_weight * (weight * divergence).sum(),
-            "loss_logit_bbox": self.l1_weight * (weight * l1).sum(),
-            "loss_logit_giou": self.giou_weight * (weight * giou_loss(student.boxes, teacher.boxes)).sum(),
+            f"loss_{self.name}_class": self.class_weight * (weight * divergence).sum(),
+            f"loss_{self.name}_bbox": self.l1_weight * (weight * l1).sum(),
+            f"loss_{self.name}_giou": self.giou_weight * (weight * giou_loss(student.boxes, teacher.boxes)).sum(),
         }
 
 
@@ -98,6 +100,7 @@ class MatchedLogitLoss(LogitLoss):
         weights: as in `LogitLoss`.
     """
 
+    name = "matched"
     asks_objects = True
 
     def __init__(self, matcher: HungarianMatcher, **weights):

@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..modeling import Memory, Outputs, Target
+from ..modeling.criterion import average_over_ranks
 from ..modeling.structures import pad_targets
-from .base import DistillationLoss
+from .base import DistillationLoss, at_least_float32
 
 
 def location_and_scale_weights(memory: Memory, targets: list[Target]) -> tuple[Tensor, Tensor]:
@@ -55,28 +57,32 @@ def resize_levels(tokens: Tensor, source: Tensor, target: Tensor) -> Tensor:
     return torch.cat(levels, 1)
 
 
+NAMES = {"tokens": "mem", "features": "feature"}
+
+
 class FeatureLoss(DistillationLoss):
     """Base of the losses that compare the teacher's and the student's maps cell by cell.
 
     Args:
-        feature: "tokens", the encoder's memory, or "features", what went into the encoder.
+        feature: "tokens", the encoder's memory, or "features", the backbone's maps after the neck.
     """
 
     def __init__(self, feature: str):
-        if feature not in ("tokens", "features"):
-            raise ValueError(f'feature must be "tokens" or "features", not {feature!r}')
+        if feature not in NAMES:
+            raise UserError(f"the feature of a distillation loss is one of {', '.join(NAMES)}, and not {feature}")
         self.feature = feature
+        self.name = NAMES[feature]
 
     def make_projection(self, student_dim: int, teacher_dim: int) -> nn.Module | None:
         return None if student_dim == teacher_dim else nn.Linear(student_dim, teacher_dim)
 
     def squared_distance(self, teacher: Outputs, student: Outputs) -> Tensor:
-        """(B, N) float32, summed over channels, in the teacher's levels and width."""
+        """(B, N), at least float32, summed over channels, in the teacher's levels and width."""
         ours = getattr(student.memory, self.feature)
         if self.projection is not None:
             ours = self.projection(ours)
-        ours = resize_levels(ours.float(), student.memory.spatial_shapes, teacher.memory.spatial_shapes)
-        return (getattr(teacher.memory, self.feature).float() - ours).square().sum(-1)
+        ours = resize_levels(at_least_float32(ours), student.memory.spatial_shapes, teacher.memory.spatial_shapes)
+        return (at_least_float32(getattr(teacher.memory, self.feature)) - ours).square().sum(-1)
 
 
 class MemoryLoss(FeatureLoss):
@@ -95,8 +101,8 @@ class MemoryLoss(FeatureLoss):
         distance = self.squared_distance(teacher, student)
         objects, background = location_and_scale_weights(teacher.memory, targets)
         return {
-            "loss_mem_object": self.alpha * (objects * distance).sum() / len(targets),
-            "loss_mem_background": self.beta * (background * distance).sum() / len(targets),
+            f"loss_{self.name}_object": self.alpha * (objects * distance).sum() / len(targets),
+            f"loss_{self.name}_background": self.beta * (background * distance).sum() / len(targets),
         }
 
 
@@ -111,4 +117,5 @@ class PlainFeatureLoss(FeatureLoss):
         distance = self.squared_distance(teacher, student)
         valid = ~teacher.memory.padding_mask
         channels = getattr(teacher.memory, self.feature).shape[-1]
-        return {"loss_mem_plain": self.weight * (distance * valid).sum() / (valid.sum() * channels)}
+        cells = average_over_ranks(valid.sum().to(distance))
+        return {f"loss_{self.name}_plain": self.weight * (distance * valid).sum() / (cells * channels)}

@@ -4,7 +4,7 @@ import contextlib
 import logging
 
 from detectron2.engine import HookBase
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -13,9 +13,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 class EMAHook(HookBase):
     """Exponential moving average of a model's weights and buffers, updated after every step.
 
+    The decay grows towards its final value, as TensorFlow's does: with 0.9998 from the start, the first iteration's
+    weights would still make up more than half of the average after 3,000 iterations.
+
     Args:
         model: without a DistributedDataParallel around it.
-        decay: of the average, in [0, 1).
+        decay: of the average, in [0, 1), once enough steps were made.
 
     Attributes:
         model: the averaged model.
@@ -23,8 +26,13 @@ class EMAHook(HookBase):
 
     def __init__(self, model: nn.Module, decay: float):
         self._source = model
-        self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self._decay = decay
+        self._average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=True)
         self._average.requires_grad_(False)
+
+    def _update(self, averages: list[Tensor], values: list[Tensor], num_averaged: Tensor) -> None:
+        steps = int(num_averaged)
+        get_ema_multi_avg_fn(min(self._decay, (1 + steps) / (10 + steps)))(averages, values, num_averaged)
 
     @property
     def model(self) -> nn.Module:

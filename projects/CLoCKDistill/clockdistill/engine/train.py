@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import torch
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -45,7 +46,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     model = instantiate(cfg.model).to(cfg.train.device)
     logger.info(f"Model:\n{model}")
     logger.info(f"Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
-    train_loader = instantiate(cfg.dataloader.train)
+    train_loader = build_loader(cfg, "train")
     # data sets are found wrong here, and not when the first evaluation is due
     evaluation = build_evaluation(cfg)
 
@@ -118,7 +119,41 @@ def load_model(cfg: DictConfig) -> nn.Module:
 def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator] | None:
     if cfg.dataloader.get("test") is None or cfg.dataloader.get("evaluator") is None:
         return None
-    return instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    loader = build_loader(cfg, "test")
+    return loader, instantiate(cfg.dataloader.evaluator)
+
+
+def build_loader(cfg: DictConfig, name: str) -> Iterable:
+    """`cfg.dataloader.train` or `.test`, whose classes must be as many as the model's.
+
+    Raises:
+        UserError: the data set is not in the catalog, not on disk or empty, or has other classes.
+    """
+    key = f"dataloader.{name}.dataset.names"
+    names = OmegaConf.select(cfg, key)
+    names = [names] if isinstance(names, str) else list(names or ())
+    try:
+        loader = instantiate(cfg.dataloader[name])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"the data set {' + '.join(names)} needs {error.filename or error}, which does not exist: set "
+            "DETECTRON2_DATASETS to the folder that holds it"
+        ) from error
+    except (KeyError, AssertionError) as error:
+        unknown = [n for n in names if n not in DatasetCatalog.list()]
+        if not unknown and "is empty" not in str(error):
+            raise
+        what = f"{unknown[0]} is not in Detectron2's catalog: register it" if unknown else str(error).rstrip("!")
+        raise UserError(f"{what}, or set {key} to another data set") from error
+    for dataset in names:
+        classes = MetadataCatalog.get(dataset).get("thing_classes", None)
+        model_classes = cfg.model.get("num_classes", None)
+        if None not in (classes, model_classes) and len(classes) != model_classes:
+            raise UserError(
+                f"the data set {dataset} has {len(classes)} classes and the model {model_classes}: "
+                f"set model.num_classes={len(classes)}"
+            )
+    return loader
 
 
 def build_distillation(cfg: DictConfig, student: nn.Module) -> DistillationHook | None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 
 def ms_deform_attn(
     value: Tensor,
@@ -24,20 +26,26 @@ def ms_deform_attn(
         attention_weights: (B, Q, heads, levels, points).
 
     Returns:
-        (B, Q, heads * D)
+        (B, Q, heads * D), of the value's dtype. Half precision is summed in float32, and locations are read in it: on a
+        wide map, half precision cannot tell neighbouring cells apart.
     """
+    dtype = value.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        value, sampling_locations, attention_weights = (
+            x.float() for x in (value, sampling_locations, attention_weights)
+        )
     B, _, heads, D = value.shape
     Q, levels, points = sampling_locations.shape[1], sampling_locations.shape[3], sampling_locations.shape[4]
     # grid_sample has (-1, -1) at the corner of the corner cell where align_corners is False, as the operator does
     grids = (2 * sampling_locations.to(value.dtype) - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
     sampled = []
-    for level, (height, width) in enumerate(spatial_shapes.tolist()):
-        start = int(level_start_index[level])
+    shapes, starts = spatial_shapes.tolist(), level_start_index.tolist()
+    for level, ((height, width), start) in enumerate(zip(shapes, starts, strict=True)):
         level_value = value[:, start : start + height * width].permute(0, 2, 3, 1).reshape(B * heads, D, height, width)
         sampled.append(F.grid_sample(level_value, grids[level], padding_mode="zeros", align_corners=False))
     weights = attention_weights.to(value.dtype).transpose(1, 2).reshape(B * heads, 1, Q, levels * points)
     output = (torch.cat(sampled, dim=-1) * weights).sum(-1)
-    return output.view(B, heads * D, Q).transpose(1, 2)
+    return output.view(B, heads * D, Q).transpose(1, 2).to(dtype)
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -51,7 +59,7 @@ class MultiScaleDeformableAttention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+            raise UserError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}: change one of the two")
         self.num_heads = num_heads
         self.num_levels = num_levels
         self.num_points = num_points

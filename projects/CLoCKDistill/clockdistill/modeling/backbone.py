@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
+from ..errors import UserError
+
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
@@ -24,7 +26,7 @@ def build_resnet(
         width: channels of the stem; 64 is the ordinary network, less a narrow one.
     """
     if depth not in BLOCKS:
-        raise ValueError(f"no ResNet of depth {depth}: choose one of {sorted(BLOCKS)}")
+        raise UserError(f"there is no ResNet of depth {depth}: choose one of {sorted(BLOCKS)}")
     bottleneck = depth >= 50
     stem = BasicStem(in_channels=3, out_channels=width, norm=norm)
     stages, in_channels = [], width

@@ -10,6 +10,9 @@ from .structures import Queries, Target, pad_targets
 class ContrastiveDenoising(nn.Module):
     """Queries made of noisy ground truth: near ones to be restored, farther ones to be told apart as background.
 
+    They see their own group alone, where the reference implementation lets them see the object queries and unfilled
+    slots too: target queries of distillation stand alone in the same way. Inference is the same.
+
     Args:
         num_queries: pairs of queries an image, shared out among as many groups as fit.
         label_noise: half of this share of the labels is replaced at random.

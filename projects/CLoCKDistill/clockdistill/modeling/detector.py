@@ -21,10 +21,12 @@ class Detector(nn.Module):
 
     Attributes:
         embed_dim: width C of memory and queries.
+        num_levels: levels of the memory.
         label_embedding: class embedding (num_classes, C) that the decoder learnt to read in denoising, or None.
     """
 
     embed_dim: int
+    num_levels: int
     label_embedding: nn.Embedding | None = None
 
     def __init__(

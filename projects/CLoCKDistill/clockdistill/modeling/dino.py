@@ -45,7 +45,8 @@ class DINO(Detector):
         detections_per_image: int,
     ):
         super().__init__(num_classes, pixel_mean, pixel_std, detections_per_image)
-        self.embed_dim = embed_dim = encoder.level_embed.shape[1]
+        self.num_levels, self.embed_dim = encoder.level_embed.shape
+        embed_dim = self.embed_dim
         self.backbone = backbone
         self.neck = neck
         self.position_embedding = position_embedding

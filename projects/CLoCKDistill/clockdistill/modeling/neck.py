@@ -4,6 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..errors import UserError
+
+NORM_GROUPS = 32
+
 
 class ChannelMapper(nn.Module):
     """Every feature to `embed_dim` channels; further levels by 3x3 convolutions of stride 2 from the last one.
@@ -16,12 +20,15 @@ class ChannelMapper(nn.Module):
 
     def __init__(self, in_features: Sequence[str], in_channels: Sequence[int], embed_dim: int, num_levels: int):
         super().__init__()
+        if embed_dim % NORM_GROUPS:
+            raise UserError(f"embed_dim {embed_dim} must be a multiple of {NORM_GROUPS}, the groups of the neck's norm")
         self.in_features = list(in_features)
         levels = [(c, dict(kernel_size=1)) for c in in_channels]
         for extra in range(num_levels - len(in_channels)):
             levels.append((in_channels[-1] if extra == 0 else embed_dim, dict(kernel_size=3, stride=2, padding=1)))
         self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, embed_dim, **kwargs), nn.GroupNorm(32, embed_dim)) for c, kwargs in levels
+            nn.Sequential(nn.Conv2d(c, embed_dim, **kwargs), nn.GroupNorm(NORM_GROUPS, embed_dim))
+            for c, kwargs in levels
         )
         for conv, _ in self.convs:
             nn.init.xavier_uniform_(conv.weight)

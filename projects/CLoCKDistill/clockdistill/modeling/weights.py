@@ -33,7 +33,9 @@ class LoadReport(NamedTuple):
 
 
 class WeightLoader(DetectionCheckpointer):
-    """Detectron2's checkpointer that also reads torchvision's ResNets, runs no code from files and keeps a report.
+    """Detectron2's checkpointer that also reads torchvision's ResNets and keeps a report.
+
+    No code is run from `.pth` files; Detectron2's `.pkl` files are pickles, and as trustworthy as their source.
 
     Attributes:
         report: of the last `load`, or None.

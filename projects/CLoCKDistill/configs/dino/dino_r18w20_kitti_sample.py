@@ -1,0 +1,24 @@
+"""A handful of KITTI frames learnt by heart by a small detector: a check that data and training work, minutes on a CPU.
+
+Frames are shown as they are, all in one batch, so that the batch statistics of training are those of evaluation.
+"""
+
+from detectron2.config import LazyCall as L
+from detectron2.data import transforms as T
+
+from ..common.data.kitti import dataloader
+from .dino_r18w20_street import lr_multiplier, model, optimizer, train
+
+model.num_classes = 8
+
+_resize = L(T.ResizeShortestEdge)(short_edge_length=288, max_size=1333)
+dataloader.train.mapper.augmentations = [_resize]
+dataloader.test.mapper.augmentations = [_resize]
+dataloader.train.total_batch_size = 3
+dataloader.train.num_workers = 1
+dataloader.test.num_workers = 0
+
+train.output_dir = "./output/dino_r18w20_kitti_sample"
+train.max_iter = 400
+train.eval_period = 200
+train.checkpointer.period = 400
