@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-VERSION = 1  # of the pictures: raise it whenever the same arguments draw something else
+VERSION = 2  # of the pictures: raise it whenever the same arguments draw something else
 MANIFEST = "street_scenes.json"
 SUPERSAMPLING = 3
 SUBPIXEL_BITS = 4
@@ -811,6 +811,7 @@ class Thing:
     number: int = 0
     box: np.ndarray = None  # (4,) full extent in pixels, image borders ignored
     pixels: int = 0  # supersampled pixels inside the image before others cover them
+    inside: np.ndarray = None  # (4,) extent in pixels of what lies inside the image
 
     def to_camera(self, points):
         c, s = math.cos(self.rotation_y), math.sin(self.rotation_y)
@@ -1143,7 +1144,10 @@ def paint_thing(thing, canvas, light, halos):
                 canvas.polygons(polygons, np.clip(colour, 0, 255))
     thing.box = np.concatenate([canvas.low, canvas.high])
     if thing.number:
-        thing.pixels = int((canvas.ids == thing.number).sum())
+        own = (canvas.ids == thing.number).view(np.uint8)
+        thing.pixels = cv2.countNonZero(own)
+        left, top, width, height = cv2.boundingRect(own)
+        thing.inside = np.array([left, top, left + width, top + height]) / SUPERSAMPLING
 
 
 def paint_halos(canvas, halos, picture):
@@ -1214,13 +1218,15 @@ def label_lines(things, canvas):
         if not thing.number or not visible[thing.number]:
             continue
         box = np.clip(thing.box, 0, limits)
+        truncation = 1 - np.prod(box[2:] - box[:2]) / np.prod(thing.box[2:] - thing.box[:2])
+        # the highest point of a lorry may lie beyond the border that cuts it
+        box = np.clip(box, np.tile(thing.inside[:2], 2), np.tile(thing.inside[2:], 2))
         width, height = box[2:] - box[:2]
         share, area = visible[thing.number] / thing.pixels, visible[thing.number] / SUPERSAMPLING**2
         if thing.kind == "DontCare" or share < MIN_VISIBLE or area < MIN_PIXELS or height < MIN_HEIGHT:
             if width > 0.5 and height > 0.5:
                 ignored.append(box)
             continue
-        truncation = 1 - width * height / np.prod(thing.box[2:] - thing.box[:2])
         occlusion = sum(share < level for level in OCCLUSION_LEVELS)
         x, y, z = thing.location
         alpha = (thing.rotation_y - np.arctan2(x, z) + np.pi) % (2 * np.pi) - np.pi

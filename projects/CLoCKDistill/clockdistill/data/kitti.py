@@ -6,6 +6,7 @@ A label line has 15 fields, a result line a score as the 16th: type, truncation,
 bottom, and seven of the object in space. Pixels count from the centre of the image's first one.
 """
 
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -107,8 +108,10 @@ def read_labels(path: Path, classes: Sequence[str]) -> list[dict]:
         if name != DONT_CARE and name not in KITTI_CLASSES and name not in classes:
             raise UserError(f"{path}:{number} has the unknown type {name}: it is one of {', '.join(KITTI_CLASSES)}")
         try:
-            truncated, occluded, _, *box = [float(field) for field in fields[1:]][:7]
-            occluded = int(occluded)
+            numbers = [float(field) for field in fields[1:]]
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError("a field is not finite")
+            truncated, occluded, _, *box = numbers[:7]
         except ValueError as error:
             raise UserError(f"{path}:{number} is not KITTI's: {error}; all fields but the first are numbers") from error
         left, top, right, bottom = box
@@ -117,7 +120,7 @@ def read_labels(path: Path, classes: Sequence[str]) -> list[dict]:
                 f"{path}:{number} has an inverted or empty box ({left:g}, {top:g}, {right:g}, {bottom:g}): "
                 "it is left, top, right, bottom"
             )
-        common = dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, truncated=truncated, occluded=occluded)
+        common = dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, truncated=truncated, occluded=int(occluded))
         if name in classes:
             annotations.append(dict(common, category_id=classes.index(name), iscrowd=0))
         else:

@@ -10,4 +10,5 @@ optimizer = L(torch.optim.AdamW)(
     lr=1e-4,
     betas=(0.9, 0.999),
     weight_decay=1e-4,
+    fused=True,
 )

@@ -35,6 +35,6 @@ dataloader.evaluator = L(COCOEvaluator)(
     dataset_name="${..test.dataset.names}",
     tasks=["bbox"],
     output_dir="${train.output_dir}",
-    # a cached annotation file would outlive the data set that it was made of
+    # the annotation file that a run before left in this folder may be of other labels
     allow_cached_coco=False,
 )

@@ -7,18 +7,18 @@ from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 
 from ..common.data.kitti import dataloader
-from .dino_r18w20_street import lr_multiplier, model, optimizer, train
+from .dino_r18w8_street import lr_multiplier, model, optimizer, train
 
 model.num_classes = 8
 
-_resize = L(T.ResizeShortestEdge)(short_edge_length=288, max_size=1333)
+_resize = L(T.ResizeShortestEdge)(short_edge_length=192, max_size=1333)
 dataloader.train.mapper.augmentations = [_resize]
 dataloader.test.mapper.augmentations = [_resize]
 dataloader.train.total_batch_size = 3
 dataloader.train.num_workers = 1
 dataloader.test.num_workers = 0
 
-train.output_dir = "./output/dino_r18w20_kitti_sample"
-train.max_iter = 400
-train.eval_period = 200
-train.checkpointer.period = 400
+train.output_dir = "./output/dino_r18w8_kitti_sample"
+train.max_iter = 600
+train.eval_period = 300
+train.checkpointer.period = 600
