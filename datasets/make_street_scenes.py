@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-VERSION = 2  # of the pictures: raise it whenever the same arguments draw something else
+VERSION = 3  # of the pictures: raise it whenever the same arguments draw something else
 MANIFEST = "street_scenes.json"
 SUPERSAMPLING = 3
 SUBPIXEL_BITS = 4
@@ -39,7 +39,7 @@ NEAR = 0.4  # metres: nothing is drawn closer to the camera
 FOCAL = 721.5 / 1242  # of KITTI's cameras, in image widths
 BASELINE = 0.54  # metres between KITTI's left and right camera
 
-MIN_HEIGHT, MIN_PIXELS, MIN_VISIBLE = 8.0, 20.0, 0.2  # an object that shows less than this is a DontCare region
+MIN_HEIGHT, MIN_PIXELS, MIN_VISIBLE = 14.0, 40.0, 0.3  # an object that shows less than this is a DontCare region
 OCCLUSION_LEVELS = (0.9, 0.55, 0.25)  # at least this share visible: level 0, 1, 2; less: 3
 
 CAR_PAINTS = """f2f2f0 f2f2f0 c9ccd0 a9adb3 8a8f96 5c6066 3a3d42 1d1f22 1d1f22 7d1f22 b3262b 23406e 2d63a8 6f8fae 2f4a3a

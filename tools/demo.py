@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from detectron2.config import instantiate
@@ -63,15 +64,17 @@ def make_data() -> None:
         raise UserError("the street scenes could not be made: the message above says why")
 
 
-def train_net(config: str, output_dir: Path, *arguments: str) -> dict[str, float]:
-    """Train or evaluate from a clean folder; the validation results it ends with.
+def train_net(config: str, output_dir: Path, *arguments: str, threads: int | None = None) -> dict[str, float]:
+    """Train or evaluate from a clean folder, on all cores or some; the validation results it ends with.
 
     On a terminal train_net.py shows a progress bar; elsewhere some of its lines of progress are passed on.
     """
     shutil.rmtree(output_dir, ignore_errors=True)
     command = [sys.executable, "projects/CLoCKDistill/train_net.py", "--config-file", config, *arguments]
     shown = time.monotonic()
-    with subprocess.Popen([*command, f"train.output_dir={output_dir}"], stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command.append(f"train.output_dir={output_dir}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout:
             progress = PROGRESS.search(line)
             if progress and time.monotonic() - shown > PROGRESS_PERIOD:
@@ -132,7 +135,19 @@ def one_seed(seed: int) -> None:
 
 def several_seeds(seeds: list[int]) -> None:
     (OUTPUT / "seeds.json").unlink(missing_ok=True)
-    results = {seed: train_pair(seed, OUTPUT / f"seed{seed}") for seed in seeds}
+    # side by side on a half of the cores each: so small a model keeps one core busier than two
+    threads = max(1, (os.cpu_count() or 2) // 2)
+    results = {}
+    with ThreadPoolExecutor(2) as pool:
+        for seed in seeds:
+            announce(f"Training the student without and with distillation, seed {seed}")
+            runs = {
+                name: pool.submit(
+                    train_net, config, OUTPUT / f"seed{seed}" / name, f"train.seed={seed}", threads=threads
+                )
+                for name, config in (("student", STUDENT_CONFIG), ("distilled", DISTILLED_CONFIG))
+            }
+            results[seed] = {name: run.result() for name, run in runs.items()}
     summary = summarise(results)
     write_json(OUTPUT / "seeds.json", summary)
     announce(f"Done; seeds.json is in {OUTPUT.resolve()}\n")
