@@ -42,4 +42,5 @@ def test_the_student_of_a_pair_is_the_plain_one():
             for section in ("model", "optimizer", "lr_multiplier"):
                 assert distilled[section] == alone[section]
             assert distilled.dataloader.train == alone.dataloader.train
-            assert distilled.train.max_iter == alone.train.max_iter
+            for key in ("max_iter", "init_checkpoint", "seed", "clip_grad"):
+                assert distilled.train[key] == alone.train[key]

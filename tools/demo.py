@@ -43,6 +43,7 @@ PICTURES = 4
 MIN_OBJECTS = 4  # in a validation image that is worth a picture
 BENCHMARK_IMAGES = 10
 
+PAIR = {"student": STUDENT_CONFIG, "distilled": DISTILLED_CONFIG}
 TITLES = {"teacher": "Teacher", "student": "Student", "distilled": "Distilled student"}
 METRICS = ("AP", "AP50", "AP75")
 PROGRESS = re.compile(r"eta: .+?(?=  \w*loss_)")  # of Detectron2's line of progress: without the single losses
@@ -91,8 +92,8 @@ def train_net(config: str, output_dir: Path, *arguments: str, threads: int | Non
 def train_pair(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """The same student without and with distillation: same seed, data and iterations."""
     results = {}
-    for name, config, how in (("student", STUDENT_CONFIG, "without"), ("distilled", DISTILLED_CONFIG, "with")):
-        announce(f"Training the student {how} distillation, seed {seed}")
+    for name, config in PAIR.items():
+        announce(f"Training: {TITLES[name].lower()}, seed {seed}")
         results[name] = train_net(config, folder / name, f"train.seed={seed}")
         announce("{}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format(TITLES[name], **results[name]))
     return results
@@ -141,11 +142,10 @@ def several_seeds(seeds: list[int]) -> None:
     with ThreadPoolExecutor(2) as pool:
         for seed in seeds:
             announce(f"Training the student without and with distillation, seed {seed}")
+            folder = OUTPUT / f"seed{seed}"
             runs = {
-                name: pool.submit(
-                    train_net, config, OUTPUT / f"seed{seed}" / name, f"train.seed={seed}", threads=threads
-                )
-                for name, config in (("student", STUDENT_CONFIG), ("distilled", DISTILLED_CONFIG))
+                name: pool.submit(train_net, config, folder / name, f"train.seed={seed}", threads=threads)
+                for name, config in PAIR.items()
             }
             results[seed] = {name: run.result() for name, run in runs.items()}
     summary = summarise(results)

@@ -7,8 +7,12 @@ from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 
 from ..common.data.kitti import dataloader
-from .dino_r18w8_street import lr_multiplier, model, optimizer, train
+from .dino_r18w20_street import lr_multiplier, model, optimizer, train
 
+model.backbone.width = 8
+model.neck.in_channels = [16, 32, 64]
+model.encoder.update(num_layers=1, feedforward_dim=128)
+model.decoder.num_layers = 2
 model.num_classes = 8
 
 _resize = L(T.ResizeShortestEdge)(short_edge_length=192, max_size=1333)
