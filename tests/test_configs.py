@@ -6,10 +6,10 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from tiny import CONFIGS
 
 import clockdistill.data  # noqa: F401  registers the data sets
 from clockdistill.engine import load_config
+from tiny import CONFIGS
 
 PATHS = sorted(path for path in CONFIGS.rglob("*.py") if path.parent.name != "data" and "common" not in path.parts)
 

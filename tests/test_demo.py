@@ -5,9 +5,9 @@ import statistics
 import sys
 from pathlib import Path
 
-import demo
 import pytest
 
+import demo
 from clockdistill.errors import UserError
 
 RESULTS = {

@@ -9,15 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-import make_street_scenes
 import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser
-from tiny import CONFIGS
 
+import make_street_scenes
 import train_net
 from clockdistill.engine import load_config, run
+from tiny import CONFIGS
 
 STUDENT, TEACHER = CONFIGS / "dino" / "dino_r18w8_street.py", CONFIGS / "dino" / "dino_r18w20_street.py"
 DISTILLED = CONFIGS / "dino" / "dino_r18w20_to_r18w8_street.py"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import setup_env
 
 REQUIREMENTS = setup_env.read_requirements((setup_env.ROOT / "requirements.txt").read_text())

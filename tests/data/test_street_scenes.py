@@ -3,10 +3,10 @@ import sys
 from pathlib import Path
 
 import cv2
-import make_street_scenes
 import numpy as np
 import pytest
 
+import make_street_scenes
 from clockdistill.data import load_kitti
 from clockdistill.data.builtin import STREET_CLASSES
 

@@ -10,7 +10,6 @@ from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
-from tiny import random_batch, roughen, tiny_dino, tiny_dino_config
 from torch.nn.parallel import DistributedDataParallel
 
 from clockdistill.distillation import (
@@ -23,6 +22,7 @@ from clockdistill.distillation import (
 from clockdistill.engine import Trainer
 from clockdistill.errors import UserError
 from clockdistill.modeling import HungarianMatcher
+from tiny import random_batch, roughen, tiny_dino, tiny_dino_config
 
 WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
 

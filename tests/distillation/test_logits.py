@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from tiny import random_batch, roughen, tiny_dino
 from torchvision.ops import box_convert, generalized_box_iou
 
 from clockdistill.distillation import MatchedLogitLoss, TargetAwareLogitLoss
 from clockdistill.distillation.logits import bernoulli_kl, spread_layers, target_queries
 from clockdistill.modeling import HungarianMatcher, Outputs, Predictions, Target
+from tiny import random_batch, roughen, tiny_dino
 
 WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
 

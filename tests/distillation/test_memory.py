@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from tiny import random_batch, roughen, tiny_dino
 
 from clockdistill.distillation import MemoryLoss, PlainFeatureLoss
 from clockdistill.distillation.memory import location_and_scale_weights, resize_levels
 from clockdistill.errors import UserError
 from clockdistill.modeling import Memory, Outputs, Target
+from tiny import random_batch, roughen, tiny_dino
 
 
 def make_memory(shapes, valid, channels=3, dtype=torch.float32):

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torchvision
 from detectron2.layers import FrozenBatchNorm2d
-from engine.toy import ToyDetector, run_toy, toy_config
 from torch import nn
 
 from clockdistill.engine import Checkpointer, EMAHook
@@ -15,6 +14,7 @@ from clockdistill.engine.checkpoint import save_atomically
 from clockdistill.errors import UserError
 from clockdistill.modeling import build_resnet
 from clockdistill.modeling.weights import load_weights
+from engine.toy import ToyDetector, run_toy, toy_config
 
 
 def load(path):

@@ -1,10 +1,10 @@
 import pytest
 from detectron2.config import LazyCall as L
-from engine.toy import ToyLoader
 from omegaconf import OmegaConf
 
 from clockdistill.engine import apply_overrides, load_config
 from clockdistill.errors import UserError
+from engine.toy import ToyLoader
 
 
 @pytest.fixture

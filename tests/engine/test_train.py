@@ -4,11 +4,11 @@ import logging
 import pytest
 import torch
 from detectron2.engine import HookBase
-from engine.toy import ToyDetector, ToyLoader, read_metrics, run_toy, toy_config
 
 from clockdistill.distillation import DistillationHook
 from clockdistill.engine import Trainer, do_test, eval_only
 from clockdistill.errors import UserError
+from engine.toy import ToyDetector, ToyLoader, read_metrics, run_toy, toy_config
 
 
 class Recorder(HookBase):

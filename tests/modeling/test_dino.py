@@ -2,10 +2,10 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import ImageList
-from tiny import CONFIGS, random_batch, roughen, tiny_dino
 
 from clockdistill.errors import UserError
 from clockdistill.modeling import Queries, build_resnet
+from tiny import CONFIGS, random_batch, roughen, tiny_dino
 
 
 def test_the_default_model_has_the_reference_implementations_parameters():
