@@ -22,7 +22,12 @@ from tiny import CONFIGS
 STUDENT, TEACHER = CONFIGS / "dino" / "dino_r18w8_street.py", CONFIGS / "dino" / "dino_r18w20_street.py"
 DISTILLED = CONFIGS / "dino" / "dino_r18w20_to_r18w8_street.py"
 # narrower than its teacher, so that there are projections
-NARROW = ["model.encoder.embed_dim=64", "model.backbone.width=8", "dataloader.train.total_batch_size=2"]
+NARROW = [
+    "train.init_checkpoint=''",
+    "model.encoder.embed_dim=64",
+    "model.backbone.width=8",
+    "dataloader.train.total_batch_size=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def arguments(place, output, config, *options):
 def command(place, *args):
     environment = os.environ | {"DETECTRON2_DATASETS": str(place), "CUDA_VISIBLE_DEVICES": ""}
     script = [sys.executable, train_net.__file__, *arguments(place, *args)]
-    return dict(args=script, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return dict(args=script, env=environment, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +60,20 @@ def distilled(place):
     """Output folder of a distillation that was killed in the middle and resumed."""
     output = place / "distilled"
     endless = ("train.max_iter=100000", "train.checkpointer.period=2", "train.eval_period=0", "distillation.period=1")
-    process = subprocess.Popen(**command(place, output, DISTILLED, *endless))
+    # to a file: a pipe that nobody reads would stop the process when it is full
+    log = (place / "log").open("w")
+    process = subprocess.Popen(**command(place, output, DISTILLED, *endless), stdout=log)
     deadline = time.monotonic() + 120
     while not (output / "last_checkpoint").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
-    printed = process.communicate()[0]
-    assert (output / "last_checkpoint").exists(), printed
+    process.wait()
+    log.close()
+    assert (output / "last_checkpoint").exists(), (place / "log").read_text()
     shutil.copytree(output, place / "killed")
     last = torch.load(output / (output / "last_checkpoint").read_text(), weights_only=True)["iteration"]
     options = ("--resume", f"train.max_iter={last + 3}", "train.eval_period=0", "distillation.period=1")
-    done = subprocess.run(**command(place, output, DISTILLED, *options), check=False)
+    done = subprocess.run(**command(place, output, DISTILLED, *options), check=False, text=True, stdout=subprocess.PIPE)
     assert done.returncode == 0, done.stdout
     assert f"Starting training from iteration {last + 1}" in done.stdout
     return output

@@ -10,5 +10,4 @@ optimizer = L(torch.optim.AdamW)(
     lr=1e-4,
     betas=(0.9, 0.999),
     weight_decay=1e-4,
-    fused=True,
 )
