@@ -1,5 +1,6 @@
 """What set-up decides: which interpreter, what is missing, what must stay as it is. Nothing is installed here."""
 
+import os
 import re
 import stat
 import sys
@@ -181,3 +182,41 @@ def test_floors_agree_with_setup_py():
     assert '"torch>={}.{}"'.format(*setup_env.FLOORS["torch"]) in text
     listed = set(re.findall(r'^        "([\w-]+)', text, re.MULTILINE))
     assert listed <= set(REQUIREMENTS)
+
+
+def test_operators_are_built_again_for_newer_sources_and_another_torch(tmp_path, monkeypatch):
+    sources = tmp_path / "clockdistill" / "layers" / "csrc"
+    sources.mkdir(parents=True)
+    (sources / "kernel.cpp").touch()
+    record = tmp_path / "record.json"
+    monkeypatch.setattr(setup_env, "ROOT", tmp_path)
+    monkeypatch.setattr(setup_env, "PACKAGE_DIR", tmp_path)
+    monkeypatch.setattr(setup_env, "OPERATORS", record)
+    (tmp_path / "setup.py").touch()
+    assert not setup_env.operators_are_current("2.11.0")
+    record.write_text('{"torch": "2.11.0+cu130"}')
+    assert setup_env.operators_are_current("2.11.0")
+    assert not setup_env.operators_are_current("2.12.0")
+    os.utime(sources / "kernel.cpp", (record.stat().st_mtime + 1,) * 2)
+    assert not setup_env.operators_are_current("2.11.0")
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        (
+            dict(cpu=True, cuda="13.0", architectures="9.0", problem=""),
+            "Operators compiled for the CPU and for CUDA (9.0)",
+        ),
+        (
+            dict(cpu=True, cuda=None, problem="no nvcc was found"),
+            "Operators compiled for the CPU; without CUDA, since no nvcc was found",
+        ),
+        (
+            dict(cpu=False, cuda=None, problem="they did not compile"),
+            "Operators left to pure PyTorch, since they did not compile",
+        ),
+    ],
+)
+def test_what_was_compiled_is_said(record, line):
+    assert setup_env.describe_operators(record) == line

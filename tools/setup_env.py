@@ -26,6 +26,8 @@ VENV_PYTHON = VENV / "bin" / "python"
 UNFINISHED = ROOT / ".venv-unfinished"
 LOCK = ROOT / ".venv-lock"
 PACKAGE_DIR = ROOT / "projects" / "CLoCKDistill"
+# what setup.py leaves beside the compiled operators, or in their place
+OPERATORS = PACKAGE_DIR / "clockdistill" / "_C.json"
 
 SUPPORTED = ((3, 10), (3, 13))
 FLOORS = {"torch": (2, 4), "setuptools": (70, 1)}
@@ -75,6 +77,15 @@ def plan(requirements: dict[str, list[str]], installed: dict[str, str | None]) -
     return [line for lines in wanted.values() for line in lines], sorted(constraints)
 
 
+def operators_are_current(torch: str | None) -> bool:
+    """Whether setup.py has done with these sources and this version of torch what it could."""
+    sources = [ROOT / "setup.py", *(PACKAGE_DIR / "clockdistill" / "layers" / "csrc").iterdir()]
+    if not OPERATORS.exists() or OPERATORS.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        return False
+    built_for = json.loads(OPERATORS.read_text(encoding="utf-8"))["torch"]
+    return not torch or release(built_for) == release(torch)
+
+
 def probe() -> dict:
     """What this interpreter has. Nothing is imported, so that it takes no time."""
     installed = {}
@@ -93,7 +104,9 @@ def probe() -> dict:
         "python": list(sys.version_info[:3]),
         "installed": installed,
         "detectron2": find_origin("detectron2") is not None,
-        "clockdistill": package is not None and PACKAGE_DIR in Path(package).resolve().parents,
+        "clockdistill": package is not None
+        and PACKAGE_DIR in Path(package).resolve().parents
+        and operators_are_current(installed["torch"]),
         "pip": find_origin("pip") is not None,
         "venv": find_origin("venv") is not None and find_origin("ensurepip") is not None,
         "virtualenv": find_origin("virtualenv") is not None,
@@ -178,9 +191,18 @@ def install(python: Path, state: dict) -> bool:
         target = f"--target={state['site_packages']}"
         run_pip(python, *for_any_python, target, "--require-hashes", "-r", "requirements-detectron2.txt")
     if not state["clockdistill"]:
-        print("Installing clockdistill from this folder", flush=True)
+        print("Installing clockdistill from this folder, its operators compiled: about half a minute", flush=True)
         run_pip(python, "--no-deps", "--no-build-isolation", "-e", ".")
+        print(describe_operators(json.loads(OPERATORS.read_text(encoding="utf-8"))), flush=True)
     return True
+
+
+def describe_operators(record: dict) -> str:
+    """One line: what was compiled, and if not everything, why."""
+    if record["cuda"]:
+        return f"Operators compiled for the CPU and for CUDA ({record['architectures']})"
+    built = "Operators compiled for the CPU; without CUDA" if record["cpu"] else "Operators left to pure PyTorch"
+    return f"{built}, since {record['problem']}"
 
 
 def choose(this: dict, named: bool) -> Path:

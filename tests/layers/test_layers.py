@@ -10,64 +10,8 @@ from clockdistill.layers import (
     PositionEmbeddingSine,
     giou_loss,
     inverse_sigmoid,
-    ms_deform_attn,
     sine_embed_boxes,
 )
-
-
-def bilinear(level, x, y):
-    """level (H, W, D) at (x, y) in units of the level, cell centres at half-integers, zero outside."""
-    height, width, depth = level.shape
-    column, row = x * width - 0.5, y * height - 0.5
-    total = level.new_zeros(depth)
-    for i in (math.floor(row), math.floor(row) + 1):
-        for j in (math.floor(column), math.floor(column) + 1):
-            if 0 <= i < height and 0 <= j < width:
-                total = total + level[i, j] * (1 - abs(row - i)) * (1 - abs(column - j))
-    return total
-
-
-def test_ms_deform_attn_equals_a_loop_over_points():
-    B, heads, D, Q, points = 2, 2, 3, 4, 2
-    shapes = torch.tensor([[5, 7], [3, 4], [1, 1]])
-    starts = torch.tensor([0, 35, 47])
-    value = torch.randn(B, 48, heads, D, dtype=torch.float64)
-    locations = torch.rand(B, Q, heads, len(shapes), points, 2, dtype=torch.float64) * 1.6 - 0.3
-    weights = torch.rand(B, Q, heads, len(shapes), points, dtype=torch.float64)
-    expected = torch.zeros(B, Q, heads, D, dtype=torch.float64)
-    for b in range(B):
-        for q in range(Q):
-            for h in range(heads):
-                for level, (height, width) in enumerate(shapes.tolist()):
-                    cells = value[b, starts[level] : starts[level] + height * width, h].view(height, width, D)
-                    for p in range(points):
-                        x, y = locations[b, q, h, level, p].tolist()
-                        expected[b, q, h] += weights[b, q, h, level, p] * bilinear(cells, x, y)
-    actual = ms_deform_attn(value, shapes, starts, locations, weights)
-    torch.testing.assert_close(actual, expected.flatten(2))
-
-
-def test_ms_deform_attn_gradients():
-    shapes, starts = torch.tensor([[3, 2], [1, 2]]), torch.tensor([0, 6])
-    value = torch.randn(1, 8, 2, 2, dtype=torch.float64, requires_grad=True)
-    locations = (torch.rand(1, 2, 2, 2, 2, 2, dtype=torch.float64) * 1.2 - 0.1).requires_grad_()
-    weights = torch.rand(1, 2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda v, x, w: ms_deform_attn(v, shapes, starts, x, w), (value, locations, weights)
-    )
-
-
-@pytest.mark.parametrize(("dtype", "precision"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
-def test_ms_deform_attn_in_half_precision_on_a_wide_map(dtype, precision):
-    """Locations stay in float32: in bfloat16 they would be a third of a cell off at this width."""
-    shapes, starts = torch.tensor([[4, 167]]), torch.tensor([0])
-    value = torch.randn(1, 4 * 167, 2, 4, dtype=torch.float64)
-    locations = torch.rand(1, 50, 2, 1, 3, 2, dtype=torch.float64)
-    weights = torch.rand(1, 50, 2, 1, 3, dtype=torch.float64)
-    expected = ms_deform_attn(value.to(dtype).double(), shapes, starts, locations, weights.to(dtype).double())
-    actual = ms_deform_attn(value.to(dtype), shapes, starts, locations.float(), weights.to(dtype))
-    assert actual.dtype == dtype
-    assert (actual.double() - expected).abs().max() <= precision * expected.abs().max()
 
 
 def test_attention_ignores_padding():

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch.multiprocessing import ProcessRaisedException
 
 from ..errors import UserError
+from ..layers import extension
 
 # Errors that say in one sentence all that their reader needs; a traceback would only hide it.
 SPEAKING_ERRORS = (UserError, FloatingPointError)
@@ -79,6 +80,7 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     if fallback:
         reason = "--num-gpus is 0" if args.num_gpus == 0 else "no GPU is present"
         logger.info(f"Running on the CPU: {reason}.")
+    extension.log_backend(torch.device(cfg.train.device).type)
 
 
 def _has_no_speaking_error(record: logging.LogRecord) -> bool:

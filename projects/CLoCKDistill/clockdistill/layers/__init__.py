@@ -1,8 +1,9 @@
 """Building blocks without a model's opinion."""
 
+from .attention import MultiScaleDeformableAttention
 from .boxes import giou_loss, inverse_sigmoid
 from .mlp import MLP
-from .ms_deform_attn import MultiScaleDeformableAttention, ms_deform_attn
+from .ms_deform_attn import ms_deform_attn
 from .position_encoding import PositionEmbeddingSine, sine_embed_boxes
 
 __all__ = [

@@ -1,12 +1,25 @@
-"""Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, Eq. 3)."""
+"""`torch.ops.clockdistill.ms_deform_attn`: schema, pure-PyTorch kernels, shapes for tracing, and autograd.
 
-import math
+The compiled kernels (csrc/) take the place of the pure-PyTorch ones for the devices they were built for.
+"""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import UserError
+from . import extension
+
+ARGUMENTS = (
+    "Tensor value, Tensor spatial_shapes, Tensor level_start_index, Tensor sampling_locations, Tensor attention_weights"
+)
+HALF = (torch.float16, torch.bfloat16)
+BILINEAR, ZEROS = 0, 0  # as ATen numbers grid_sample's modes
+DEVICES = ("cpu", "cuda")
+COMPILED = [device for device in DEVICES if extension.has_kernel(device)]
+
+library = torch.library.Library("clockdistill", "DEF")
+library.define(f"ms_deform_attn({ARGUMENTS}) -> Tensor")
+library.define(f"ms_deform_attn_backward(Tensor grad_output, {ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 
 
 def ms_deform_attn(
@@ -16,105 +29,230 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Weighted sum of values read bilinearly at the sampling locations; outside the map reads zero.
+    """Weighted sum of values read bilinearly at the sampling locations (Deformable DETR, arXiv:2010.04159, Eq. 3).
+
+    Outside the map reads zero, as do locations that are infinite or not a number.
 
     Args:
-        value: (B, N, heads, D), the levels' cells in row-major order, one level after another.
-        spatial_shapes: (levels, 2) integers, height and width of every level.
-        level_start_index: (levels,) integers, index of every level's first cell in N.
-        sampling_locations: (B, Q, heads, levels, points, 2), (x, y) in [0, 1] over the padded level.
-        attention_weights: (B, Q, heads, levels, points).
+        value: (B, N, heads, D), the levels' cells in row-major order, one level after another; float16, bfloat16,
+            float32 or float64.
+        spatial_shapes: (levels, 2) integers, height and width of every level. On the CPU they cost nothing; on a GPU
+            each call waits for it, to read them.
+        level_start_index: (levels,) integers, index of every level's first cell in N; on either device, too.
+        sampling_locations: (B, Q, heads, levels, points, 2), (x, y) in [0, 1] over the padded level, of the value's
+            dtype, or float32 with values of half precision: that cannot tell neighbouring cells of a wide map apart.
+        attention_weights: (B, Q, heads, levels, points), of the value's dtype, or float32 with half precision.
 
     Returns:
-        (B, Q, heads * D), of the value's dtype. Half precision is summed in float32, and locations are read in it: on a
-        wide map, half precision cannot tell neighbouring cells apart.
+        (B, Q, heads * D), of the value's dtype. Half precision is summed in float32.
+
+    Raises:
+        RuntimeError: arguments do not fit together; the message names the one that does not.
     """
-    dtype = value.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        value, sampling_locations, attention_weights = (
-            x.float() for x in (value, sampling_locations, attention_weights)
-        )
+    arguments = value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+    if value.device.type in COMPILED or torch.compiler.is_compiling():
+        return torch.ops.clockdistill.ms_deform_attn(*arguments)
+    # autograd keeps of the formula what the operator's backward in pure PyTorch has to compute again
+    return by_grid_sample(*arguments)
+
+
+def by_grid_sample(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """The operator in pure PyTorch, differentiable by autograd. Arguments, result and errors as `ms_deform_attn`'s."""
+    check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     B, _, heads, D = value.shape
-    Q, levels, points = sampling_locations.shape[1], sampling_locations.shape[3], sampling_locations.shape[4]
+    Q = sampling_locations.shape[1]
+    maps, grids = to_maps(value, spatial_shapes, level_start_index, sampling_locations)
+    weights = at_least_float32(attention_weights).transpose(1, 2).flatten(0, 1).flatten(2)[:, None]
+    output = (torch.cat([sample(x, grid) for x, grid in zip(maps, grids)], dim=-1) * weights).sum(-1)
+    return output.view(B, heads * D, Q).transpose(1, 2).contiguous().to(value.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in HALF else x
+
+
+def to_maps(
+    value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, sampling_locations: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Every level's map (B * heads, D, H_l, W_l), and the grids (levels, B * heads, Q, points, 2) to sample them at."""
+    B, N, heads, D = value.shape
+    value = at_least_float32(value)
+    maps = [
+        value[:, start : start + height * width].permute(0, 2, 3, 1).reshape(B * heads, D, height, width)
+        for height, width, start in read_levels(spatial_shapes, level_start_index, N)
+    ]
     # grid_sample has (-1, -1) at the corner of the corner cell where align_corners is False, as the operator does
-    grids = (2 * sampling_locations.to(value.dtype) - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
-    sampled = []
-    shapes, starts = spatial_shapes.tolist(), level_start_index.tolist()
-    for level, ((height, width), start) in enumerate(zip(shapes, starts, strict=True)):
-        level_value = value[:, start : start + height * width].permute(0, 2, 3, 1).reshape(B * heads, D, height, width)
-        sampled.append(F.grid_sample(level_value, grids[level], padding_mode="zeros", align_corners=False))
-    weights = attention_weights.to(value.dtype).transpose(1, 2).reshape(B * heads, 1, Q, levels * points)
-    output = (torch.cat(sampled, dim=-1) * weights).sum(-1)
-    return output.view(B, heads * D, Q).transpose(1, 2).to(dtype)
+    grids = 2 * at_least_float32(sampling_locations) - 1
+    # far outside all is zero, and what is no number has no cell
+    grids = torch.where(grids.abs() < 3, grids, -3)
+    return maps, grids.permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
 
 
-class MultiScaleDeformableAttention(nn.Module):
-    """Attention of every query to a few points around its reference, on every level of the memory.
+def sample(level_map: Tensor, grid: Tensor) -> Tensor:
+    """(B * heads, D, Q, points); grid_sample knows no map without cells."""
+    if not level_map.shape[2] * level_map.shape[3]:
+        return level_map.new_zeros(*level_map.shape[:2], *grid.shape[1:3])
+    return F.grid_sample(level_map, grid, padding_mode="zeros", align_corners=False)
 
-    Args:
-        embed_dim: width of queries and values, a multiple of num_heads.
-        num_points: sampled points a head and level.
-    """
 
-    def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int):
-        super().__init__()
-        if embed_dim % num_heads:
-            raise UserError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}: change one of the two")
-        self.num_heads = num_heads
-        self.num_levels = num_levels
-        self.num_points = num_points
-        self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(embed_dim, embed_dim)
-        self.output_proj = nn.Linear(embed_dim, embed_dim)
-        self.reset_parameters()
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(message)
 
-    def reset_parameters(self) -> None:
-        """Heads look in different directions, points at growing distances, all with equal weight (Sec. A.4)."""
-        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
-        direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
-        direction = direction / direction.abs().amax(-1, keepdim=True)
-        distance = torch.arange(1, self.num_points + 1)
-        offsets = direction[:, None, None] * distance[:, None]
-        with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
-        for zeroed in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
-            nn.init.zeros_(zeroed)
-        for projection in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
 
-    def forward(
-        self,
-        query: Tensor,
-        value: Tensor,
-        reference: Tensor,
-        padding_mask: Tensor,
-        spatial_shapes: Tensor,
-        level_start_index: Tensor,
-    ) -> Tensor:
-        """
-        Args:
-            query: (B, Q, C), with its position encoding added.
-            value: (B, N, C), the memory's tokens.
-            reference: (B, Q, levels, 2 or 4), points (x, y) or boxes (cx, cy, w, h) in [0, 1] of the padded level.
-            padding_mask: (B, N), True on padding.
-            spatial_shapes, level_start_index: as in `ms_deform_attn`.
+def check_arguments(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> None:
+    """RuntimeError that names the argument that does not fit the others, in the words of csrc/checks.h."""
+    half = value.dtype in HALF
+    require(value.dim() == 4, f"value must be (B, N, heads, D), got {list(value.shape)}")
+    require(
+        half or value.dtype in (torch.float32, torch.float64),
+        f"value must be float16, bfloat16, float32 or float64, got {value.dtype}",
+    )
+    require(
+        spatial_shapes.dim() == 2 and spatial_shapes.shape[1] == 2,
+        f"spatial_shapes must be (levels, 2), got {list(spatial_shapes.shape)}",
+    )
+    levels = spatial_shapes.shape[0]
+    require(
+        level_start_index.dim() == 1 and level_start_index.shape[0] == levels,
+        f"level_start_index must be (levels,) with the {levels} levels of spatial_shapes, "
+        f"got {list(level_start_index.shape)}",
+    )
+    for name, indices in (("spatial_shapes", spatial_shapes), ("level_start_index", level_start_index)):
+        require(indices.dtype in (torch.int64, torch.int32), f"{name} must be int64 or int32, got {indices.dtype}")
+        require(
+            indices.device in (value.device, torch.device("cpu")),
+            f"{name} must be on {value.device} as value is, or on the CPU, got {indices.device}",
+        )
+    B, _, heads, _ = value.shape
+    shape = sampling_locations.shape
+    require(
+        len(shape) == 6 and shape[0] == B and shape[2] == heads and shape[3] == levels and shape[5] == 2,
+        f"sampling_locations must be (B, Q, heads, levels, points, 2) with B {B}, heads {heads} and levels "
+        f"{levels}, got {list(shape)}",
+    )
+    require(
+        attention_weights.shape == shape[:5],
+        f"attention_weights must be (B, Q, heads, levels, points) as sampling_locations is, "
+        f"got {list(attention_weights.shape)}",
+    )
+    for name, floats in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
+        require(
+            floats.dtype == value.dtype or (half and floats.dtype == torch.float32),
+            f"{name} must be {value.dtype} as value is{' or float32' * half}, got {floats.dtype}",
+        )
+        require(
+            floats.device == value.device,
+            f"{name} must be on {value.device} as value is, got {floats.device}",
+        )
 
-        Returns:
-            (B, Q, C)
-        """
-        B, Q, _ = query.shape
-        heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        value = self.value_proj(value).masked_fill(padding_mask[..., None], 0)
-        value = value.view(B, value.shape[1], heads, -1)
-        offsets = self.sampling_offsets(query).view(B, Q, heads, levels, points, 2)
-        weights = self.attention_weights(query).view(B, Q, heads, levels * points)
-        weights = weights.softmax(-1).view(B, Q, heads, levels, points)
-        reference = reference[:, :, None, :, None]
-        if reference.shape[-1] == 2:
-            locations = reference + offsets / spatial_shapes.flip(-1)[:, None]
-        else:
-            locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
-        output = ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)
-        return self.output_proj(output)
+
+def check_grad_output(grad_output: Tensor, value: Tensor, sampling_locations: Tensor) -> None:
+    B, _, heads, D = value.shape
+    require(
+        grad_output.dim() == 3 and grad_output.shape == (B, sampling_locations.shape[1], heads * D),
+        f"grad_output must be (B, Q, heads * D), got {list(grad_output.shape)}",
+    )
+    for name in ("dtype", "device"):
+        wanted, got = getattr(value, name), getattr(grad_output, name)
+        require(wanted == got, f"grad_output must be of {name} {wanted} as value is, got {got}")
+
+
+def read_levels(spatial_shapes: Tensor, level_start_index: Tensor, tokens: int) -> list[tuple[int, int, int]]:
+    """(height, width, start) of every level. RuntimeError where a level is not within the tokens."""
+    levels = []
+    for level, ((height, width), start) in enumerate(
+        zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True)
+    ):
+        require(
+            height >= 0 and width >= 0,
+            f"spatial_shapes must hold heights and widths, got ({height}, {width}) for level {level}",
+        )
+        require(
+            start >= 0 and start + height * width <= tokens,
+            f"level_start_index: level {level} of {height} x {width} cells does not fit from {start} on into the "
+            f"{tokens} tokens of value",
+        )
+        levels.append((height, width, start))
+    return levels
+
+
+def backward_in_pytorch(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    check_grad_output(grad_output, value, sampling_locations)
+    B, _, heads, D = value.shape
+    Q = sampling_locations.shape[1]
+    maps, grids = to_maps(value, spatial_shapes, level_start_index, sampling_locations)
+    # as the maps lie: (B * heads, D, Q, 1), and (B * heads, 1, Q, points) for every level
+    grad = at_least_float32(grad_output).reshape(B, Q, heads, D).permute(0, 2, 3, 1).reshape(B * heads, D, Q, 1)
+    weights = at_least_float32(attention_weights).permute(3, 0, 2, 1, 4).flatten(1, 2)[:, :, None]
+    grad_value = grad.new_zeros(value.shape)
+    grad_grids, grad_weights = grids.new_zeros(grids.shape), weights.new_zeros(weights.shape)
+    for level, (height, width, start) in enumerate(read_levels(spatial_shapes, level_start_index, value.shape[1])):
+        if not maps[level].numel() or not grids[level].numel():
+            continue
+        grad_weights[level] = (sample(maps[level], grids[level]) * grad).sum(1, keepdim=True)
+        grad_map, grad_grids[level] = torch.ops.aten.grid_sampler_2d_backward(
+            grad * weights[level], maps[level], grids[level], BILINEAR, ZEROS, False, [True, True]
+        )
+        grad_map = grad_map.reshape(B, heads, D, height * width).permute(0, 3, 1, 2)
+        grad_value[:, start : start + height * width] += grad_map
+    levels, points = attention_weights.shape[-2:]
+    grad_locations = 2 * grad_grids.view(levels, B, heads, Q, points, 2).permute(1, 3, 2, 0, 4, 5)
+    grad_weights = grad_weights.view(levels, B, heads, Q, points).permute(1, 3, 2, 0, 4)
+    return (
+        grad_value.to(value.dtype),
+        grad_locations.contiguous().to(sampling_locations.dtype),
+        grad_weights.contiguous().to(attention_weights.dtype),
+    )
+
+
+for device in DEVICES:
+    if device not in COMPILED:
+        library.impl("ms_deform_attn", by_grid_sample, device.upper())
+        library.impl("ms_deform_attn_backward", backward_in_pytorch, device.upper())
+
+
+@torch.library.register_fake("clockdistill::ms_deform_attn")
+def fake_forward(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    B, _, heads, D = value.shape
+    return value.new_empty(B, sampling_locations.shape[1], heads * D)
+
+
+@torch.library.register_fake("clockdistill::ms_deform_attn_backward")
+def fake_backward(grad_output, value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    check_grad_output(grad_output, value, sampling_locations)
+    return tuple(x.new_empty(x.shape) for x in (value, sampling_locations, attention_weights))
+
+
+def keep_inputs(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.clockdistill.ms_deform_attn_backward(grad_output, *ctx.saved_tensors)
+    return grads[0], None, None, grads[1], grads[2]
+
+
+torch.library.register_autograd("clockdistill::ms_deform_attn", backward, setup_context=keep_inputs)

@@ -17,8 +17,9 @@ class Memory:
         tokens: (B, N, C).
         features: (B, N, C), the backbone's features after the neck: what went into the encoder.
         padding_mask: (B, N), True on padding.
-        spatial_shapes: (levels, 2) integers, height and width of the padded levels.
-        level_start_index: (levels,) integers.
+        spatial_shapes: (levels, 2) integers, height and width of the padded levels; on the CPU, where reading them
+            waits for no GPU.
+        level_start_index: (levels,) integers, on the CPU too.
         valid_ratios: (B, levels, 2), the share of width and height that is not padding.
     """
 

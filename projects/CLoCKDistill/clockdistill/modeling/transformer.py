@@ -42,9 +42,8 @@ class DeformableEncoder(nn.Module):
 
     def forward(self, features: list[Tensor], masks: list[Tensor], positions: list[Tensor]) -> Memory:
         """Maps (B, C, H_l, W_l), padding masks (B, H_l, W_l) and position encodings (B, C, H_l, W_l)."""
-        device = features[0].device
         shapes = [f.shape[-2:] for f in features]
-        spatial_shapes = torch.tensor(shapes, device=device)
+        spatial_shapes = torch.tensor(shapes)
         sizes = spatial_shapes.prod(1)
         level_start_index = sizes.cumsum(0) - sizes
         valid_ratios = torch.stack([valid_ratio(mask) for mask in masks], 1)

@@ -1,0 +1,436 @@
+// Multi-scale deformable attention on CUDA (Deformable DETR, arXiv:2010.04159, Eq. 3), forward and backward.
+//
+// A group of lanes serves one head of one query, each lane WIDTH neighbouring channels (16 bytes where the channels
+// allow it), so that a cell is read in whole sectors. A lane of the group reads one of its sampling points and hands it
+// to the others, so that locations and weights, too, are read once and side by side. A block serves neighbouring
+// queries of one head: in the encoder those read much the same cells, which then come from the first-level cache.
+
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "checks.h"
+
+namespace clockdistill {
+namespace {
+
+constexpr int WARP = 32;
+constexpr int BLOCK = 256;
+constexpr int MAX_LEVELS = 16;
+// Fixed point for deterministic sums: 2^62 stands for a bound that no sum exceeds.
+constexpr int FIXED_POINT_BITS = 62;
+
+struct Levels {
+  int32_t height[MAX_LEVELS];
+  int32_t width[MAX_LEVELS];
+  int64_t start[MAX_LEVELS];
+};
+
+template <typename T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+
+template <typename T, int WIDTH>
+struct alignas(sizeof(T) * WIDTH) Pack {
+  T at[WIDTH];
+};
+
+// Where a group works: one head of one query, of which it has every `lanes`-th pack of channels.
+struct Place {
+  bool exists;
+  int lane;  // in the group
+  int64_t head;
+  int64_t query;  // of all images' (B * Q)
+  int64_t image;
+};
+
+__device__ inline Place place(const Sizes& s, int lanes) {
+  const int per_block = BLOCK / lanes;
+  const int64_t tiles = (s.queries + per_block - 1) / per_block;
+  const int64_t block = blockIdx.x;
+  const int64_t head = block % s.heads;
+  const int64_t tile = block / s.heads % tiles;
+  const int64_t image = block / s.heads / tiles;
+  const int64_t query = tile * per_block + threadIdx.x / lanes;
+  return {query < s.queries, static_cast<int>(threadIdx.x % lanes), head, image * s.queries + query, image};
+}
+
+// The cell at the upper left of a sampling point, and how far beyond that cell's centre the point lies, in cells.
+template <typename A>
+struct Point {
+  bool inside;  // reaches a cell of the map; false for what is not a number
+  int32_t x, y;
+  A right, below;
+};
+
+template <typename A>
+__device__ inline Point<A> locate(A x, A y, int32_t width, int32_t height) {
+  x = x * static_cast<A>(width) - A(0.5);
+  y = y * static_cast<A>(height) - A(0.5);
+  if (!(x > A(-1) && y > A(-1) && x < static_cast<A>(width) && y < static_cast<A>(height))) {
+    return {false, 0, 0, A(0), A(0)};
+  }
+  const A left = floor(x), top = floor(y);
+  return {true, static_cast<int32_t>(left), static_cast<int32_t>(top), x - left, y - top};
+}
+
+template <typename T, typename C, int WIDTH>
+__global__ void __launch_bounds__(BLOCK) forward_kernel(
+    const Sizes s, const __grid_constant__ Levels levels, const int lanes,
+    const T* __restrict__ value, const C* __restrict__ locations, const C* __restrict__ weights,
+    T* __restrict__ output) {
+  using A = typename Accumulate<T>::type;
+  using Values = Pack<T, WIDTH>;
+  const Place at = place(s, lanes);
+  const int64_t row = s.heads * s.channels;
+  const int samples = static_cast<int>(s.levels * s.points);
+  const int64_t first = (at.query * s.heads + at.head) * samples;
+  const T* head_values = value + at.image * s.tokens * row + at.head * s.channels;
+  // Every lane of a warp takes part in the shuffles, also those of queries and channels that do not exist.
+  for (int64_t begin = 0; begin < s.channels; begin += lanes * WIDTH) {
+    const int64_t c = begin + at.lane * WIDTH;
+    const bool works = at.exists && c < s.channels;
+    A sum[WIDTH] = {};
+    for (int chunk = 0; chunk < samples; chunk += lanes) {
+      const int own = chunk + at.lane;
+      A own_x = 0, own_y = 0, own_weight = 0;
+      if (at.exists && own < samples) {
+        own_x = static_cast<A>(locations[2 * (first + own)]);
+        own_y = static_cast<A>(locations[2 * (first + own) + 1]);
+        own_weight = static_cast<A>(weights[first + own]);
+      }
+      const int count = min(lanes, samples - chunk);
+      for (int i = 0; i < count; ++i) {
+        const A x = __shfl_sync(0xffffffffu, own_x, i, lanes);
+        const A y = __shfl_sync(0xffffffffu, own_y, i, lanes);
+        const A weight = __shfl_sync(0xffffffffu, own_weight, i, lanes);
+        const int l = (chunk + i) / static_cast<int>(s.points);
+        const int32_t width = levels.width[l], height = levels.height[l];
+        const Point<A> point = locate(x, y, width, height);
+        if (!works || !point.inside) {
+          continue;
+        }
+        const A lower = weight * point.below, upper = weight - lower;
+        const A left = A(1) - point.right;
+        const T* cell = head_values + (levels.start[l] + static_cast<int64_t>(point.y) * width + point.x) * row + c;
+        const bool has_left = point.x >= 0, has_right = point.x + 1 < width;
+        const bool has_upper = point.y >= 0, has_lower = point.y + 1 < height;
+        auto add = [&](const T* from, A share) {
+          const Values values = *reinterpret_cast<const Values*>(from);
+#pragma unroll
+          for (int k = 0; k < WIDTH; ++k) {
+            sum[k] += share * static_cast<A>(values.at[k]);
+          }
+        };
+        if (has_upper && has_left) add(cell, upper * left);
+        if (has_upper && has_right) add(cell + row, upper * point.right);
+        if (has_lower && has_left) add(cell + width * row, lower * left);
+        if (has_lower && has_right) add(cell + width * row + row, lower * point.right);
+      }
+    }
+    if (works) {
+      Values result;
+#pragma unroll
+      for (int k = 0; k < WIDTH; ++k) {
+        result.at[k] = static_cast<T>(sum[k]);
+      }
+      *reinterpret_cast<Values*>(output + at.query * row + at.head * s.channels + c) = result;
+    }
+  }
+}
+
+// Adds a lane's channels to a cell's gradient.
+template <int WIDTH, typename A>
+__device__ inline void accumulate(A* cell, const A (&share)[WIDTH], const double*) {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (std::is_same_v<A, float> && WIDTH % 4 == 0) {
+#pragma unroll
+    for (int k = 0; k < WIDTH; k += 4) {
+      atomicAdd(reinterpret_cast<float4*>(cell + k), make_float4(share[k], share[k + 1], share[k + 2], share[k + 3]));
+    }
+    return;
+  }
+#endif
+#pragma unroll
+  for (int k = 0; k < WIDTH; ++k) {
+    atomicAdd(cell + k, share[k]);
+  }
+}
+
+// The same in fixed point: integers add up to the same sum in any order.
+template <int WIDTH, typename A>
+__device__ inline void accumulate(int64_t* cell, const A (&share)[WIDTH], const double* scale) {
+#pragma unroll
+  for (int k = 0; k < WIDTH; ++k) {
+    const long long fixed = __double2ll_rn(static_cast<double>(share[k]) * *scale);
+    atomicAdd(reinterpret_cast<unsigned long long*>(cell + k), static_cast<unsigned long long>(fixed));
+  }
+}
+
+// S: what gradients of values are summed in, A or int64_t in fixed point.
+template <typename T, typename C, typename S, int WIDTH>
+__global__ void __launch_bounds__(BLOCK) backward_kernel(
+    const Sizes s, const __grid_constant__ Levels levels, const int lanes, const double* __restrict__ scale,
+    const T* __restrict__ grad_output, const T* __restrict__ value, const C* __restrict__ locations,
+    const C* __restrict__ weights, S* __restrict__ grad_value, C* __restrict__ grad_locations,
+    C* __restrict__ grad_weights) {
+  using A = typename Accumulate<T>::type;
+  using Values = Pack<T, WIDTH>;
+  const Place at = place(s, lanes);
+  const int64_t row = s.heads * s.channels;
+  const int samples = static_cast<int>(s.levels * s.points);
+  const int64_t first = (at.query * s.heads + at.head) * samples;
+  const int64_t head = at.image * s.tokens * row + at.head * s.channels;
+  const T* grad = grad_output + at.query * row + at.head * s.channels;
+  for (int chunk = 0; chunk < samples; chunk += lanes) {
+    const int own = chunk + at.lane;
+    const bool owns = at.exists && own < samples;
+    A own_x = 0, own_y = 0, own_weight = 0;
+    if (owns) {
+      own_x = static_cast<A>(locations[2 * (first + own)]);
+      own_y = static_cast<A>(locations[2 * (first + own) + 1]);
+      own_weight = static_cast<A>(weights[first + own]);
+    }
+    A own_grad_x = 0, own_grad_y = 0, own_grad_weight = 0;
+    const int count = min(lanes, samples - chunk);
+    for (int i = 0; i < count; ++i) {
+      const A x = __shfl_sync(0xffffffffu, own_x, i, lanes);
+      const A y = __shfl_sync(0xffffffffu, own_y, i, lanes);
+      const A weight = __shfl_sync(0xffffffffu, own_weight, i, lanes);
+      const int l = (chunk + i) / static_cast<int>(s.points);
+      const int32_t width = levels.width[l], height = levels.height[l];
+      const Point<A> point = locate(x, y, width, height);
+      const bool has_left = point.x >= 0, has_right = point.x + 1 < width;
+      const bool has_upper = point.y >= 0, has_lower = point.y + 1 < height;
+      const A lower = weight * point.below, upper = weight - lower;
+      const A left = A(1) - point.right;
+      // products of the output's gradient with each corner's values
+      A upper_left = 0, upper_right = 0, lower_left = 0, lower_right = 0;
+      for (int64_t c = at.lane * WIDTH; at.exists && point.inside && c < s.channels; c += lanes * WIDTH) {
+        const Values grads = *reinterpret_cast<const Values*>(grad + c);
+        const int64_t cell = head + (levels.start[l] + static_cast<int64_t>(point.y) * width + point.x) * row + c;
+        auto visit = [&](int64_t from, A share) {
+          const Values values = *reinterpret_cast<const Values*>(value + from);
+          A product = 0;
+          A shares[WIDTH];
+#pragma unroll
+          for (int k = 0; k < WIDTH; ++k) {
+            product += static_cast<A>(grads.at[k]) * static_cast<A>(values.at[k]);
+            shares[k] = share * static_cast<A>(grads.at[k]);
+          }
+          accumulate<WIDTH>(grad_value + from, shares, scale);
+          return product;
+        };
+        if (has_upper && has_left) upper_left += visit(cell, upper * left);
+        if (has_upper && has_right) upper_right += visit(cell + row, upper * point.right);
+        if (has_lower && has_left) lower_left += visit(cell + width * row, lower * left);
+        if (has_lower && has_right) lower_right += visit(cell + width * row + row, lower * point.right);
+      }
+      const A above = upper_left + (upper_right - upper_left) * point.right;
+      const A below = lower_left + (lower_right - lower_left) * point.right;
+      A grad_weight = above + (below - above) * point.below;
+      A grad_x = (upper_right - upper_left) * (A(1) - point.below) + (lower_right - lower_left) * point.below;
+      A grad_y = below - above;
+      for (int offset = lanes / 2; offset > 0; offset /= 2) {
+        grad_weight += __shfl_xor_sync(0xffffffffu, grad_weight, offset, lanes);
+        grad_x += __shfl_xor_sync(0xffffffffu, grad_x, offset, lanes);
+        grad_y += __shfl_xor_sync(0xffffffffu, grad_y, offset, lanes);
+      }
+      if (i == at.lane) {
+        own_grad_weight = grad_weight;
+        own_grad_x = weight * static_cast<A>(width) * grad_x;
+        own_grad_y = weight * static_cast<A>(height) * grad_y;
+      }
+    }
+    if (owns) {
+      grad_weights[first + own] = static_cast<C>(own_grad_weight);
+      grad_locations[2 * (first + own)] = static_cast<C>(own_grad_x);
+      grad_locations[2 * (first + own) + 1] = static_cast<C>(own_grad_y);
+    }
+  }
+}
+
+Levels to_kernel_levels(const std::vector<Level>& levels) {
+  TORCH_CHECK(
+      levels.size() <= MAX_LEVELS, "spatial_shapes must hold at most ", MAX_LEVELS, " levels on CUDA, got ",
+      levels.size());
+  Levels result{};
+  for (size_t l = 0; l < levels.size(); ++l) {
+    result.height[l] = static_cast<int32_t>(levels[l].height);
+    result.width[l] = static_cast<int32_t>(levels[l].width);
+    result.start[l] = levels[l].start;
+  }
+  return result;
+}
+
+// Packs are read whole, hence from multiples of their size: a view may begin anywhere.
+at::Tensor aligned(const at::Tensor& tensor) {
+  const auto contiguous = tensor.contiguous();
+  const bool fits = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0;
+  return fits ? contiguous : contiguous.clone();
+}
+
+// Lanes for a head's packs of channels: a power of two, at most a warp.
+int group_lanes(int64_t packs) {
+  int lanes = 1;
+  while (lanes < WARP && lanes < packs) {
+    lanes *= 2;
+  }
+  return lanes;
+}
+
+unsigned int number_of_blocks(const Sizes& s, int lanes) {
+  const int64_t per_block = BLOCK / lanes;
+  const int64_t blocks = s.batch * s.heads * ((s.queries + per_block - 1) / per_block);
+  TORCH_CHECK(blocks <= INT32_MAX, "sampling_locations: more images, queries and heads than one launch can serve");
+  return static_cast<unsigned int>(blocks);
+}
+
+// Calls run<T, C, WIDTH>() for the types of values and coordinates, with the widest packs that the channels allow.
+template <typename F>
+void dispatch(at::ScalarType type, at::ScalarType coordinates, int64_t channels, F run) {
+  const auto with_width = [&](auto t, auto c) {
+    using T = decltype(t);
+    constexpr int WIDTH = 16 / sizeof(T);
+    if (channels % WIDTH == 0) {
+      run(t, c, std::integral_constant<int, WIDTH>());
+    } else {
+      run(t, c, std::integral_constant<int, 1>());
+    }
+  };
+  const auto with_coordinates = [&](auto t) {
+    if (coordinates == type) {
+      with_width(t, t);
+    } else {
+      with_width(t, float());
+    }
+  };
+  switch (type) {
+    case at::kFloat:
+      return with_width(float(), float());
+    case at::kDouble:
+      return with_width(double(), double());
+    case at::kHalf:
+      return with_coordinates(at::Half());
+    default:
+      return with_coordinates(at::BFloat16());
+  }
+}
+
+// One type for locations and weights: float32 where either is.
+at::ScalarType coordinate_type(const at::Tensor& sampling_locations, const at::Tensor& attention_weights) {
+  return sampling_locations.scalar_type() == attention_weights.scalar_type() ? sampling_locations.scalar_type()
+                                                                             : at::kFloat;
+}
+
+at::Tensor ms_deform_attn(
+    const at::Tensor& value,
+    const at::Tensor& spatial_shapes,
+    const at::Tensor& level_start_index,
+    const at::Tensor& sampling_locations,
+    const at::Tensor& attention_weights) {
+  const auto sizes =
+      check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
+  const c10::cuda::CUDAGuard guard(value.device());
+  const auto levels = to_kernel_levels(read_levels(spatial_shapes, level_start_index, sizes.tokens));
+  auto output = at::empty({sizes.batch, sizes.queries, sizes.heads * sizes.channels}, value.options());
+  if (output.numel() == 0) {
+    return output;
+  }
+  const auto coordinates = coordinate_type(sampling_locations, attention_weights);
+  const auto v = aligned(value);
+  const auto locations = aligned(sampling_locations.to(coordinates));
+  const auto weights = aligned(attention_weights.to(coordinates));
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  dispatch(value.scalar_type(), coordinates, sizes.channels, [&](auto t, auto c, auto width) {
+    using T = decltype(t);
+    using C = decltype(c);
+    constexpr int WIDTH = decltype(width)::value;
+    const int lanes = group_lanes((sizes.channels + WIDTH - 1) / WIDTH);
+    forward_kernel<T, C, WIDTH><<<number_of_blocks(sizes, lanes), BLOCK, 0, stream>>>(
+        sizes, levels, lanes, v.const_data_ptr<T>(), locations.const_data_ptr<C>(), weights.const_data_ptr<C>(),
+        output.mutable_data_ptr<T>());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return output;
+}
+
+// What a gradient of 1 stands for in fixed point (1,), a power of two: no cell's sum comes near the integers' bounds.
+at::Tensor fixed_point_scale(const at::Tensor& grad_output, const at::Tensor& weights, const Sizes& s) {
+  const auto largest = grad_output.abs().amax().to(at::kDouble) * weights.abs().amax().to(at::kDouble);
+  const auto terms = static_cast<double>(s.queries * s.levels * s.points);
+  // all zero: any scale does
+  const auto bound = (largest * terms).clamp_min(1e-300);
+  return at::exp2(FIXED_POINT_BITS - 1 - at::ceil(at::log2(bound)).clamp_min(-960));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(
+    const at::Tensor& grad_output,
+    const at::Tensor& value,
+    const at::Tensor& spatial_shapes,
+    const at::Tensor& level_start_index,
+    const at::Tensor& sampling_locations,
+    const at::Tensor& attention_weights) {
+  const auto sizes =
+      check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
+  check_grad_output(grad_output, value, sizes);
+  const c10::cuda::CUDAGuard guard(value.device());
+  const auto levels = to_kernel_levels(read_levels(spatial_shapes, level_start_index, sizes.tokens));
+  const auto coordinates = coordinate_type(sampling_locations, attention_weights);
+  if (grad_output.numel() == 0 || attention_weights.numel() == 0) {
+    return {at::zeros_like(value), at::zeros_like(sampling_locations), at::zeros_like(attention_weights)};
+  }
+  const auto v = aligned(value);
+  const auto locations = aligned(sampling_locations.to(coordinates));
+  const auto weights = aligned(attention_weights.to(coordinates));
+  const auto grad = aligned(grad_output);
+  const bool deterministic = at::globalContext().deterministicAlgorithms();
+  const auto sum_type = value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  auto grad_value = at::zeros(v.sizes(), v.options().dtype(deterministic ? at::kLong : sum_type));
+  auto grad_locations = at::empty(locations.sizes(), locations.options());
+  auto grad_weights = at::empty(weights.sizes(), weights.options());
+  const auto scale = deterministic ? fixed_point_scale(grad, weights, sizes) : at::Tensor();
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  dispatch(value.scalar_type(), coordinates, sizes.channels, [&](auto t, auto c, auto width) {
+    using T = decltype(t);
+    using C = decltype(c);
+    using A = typename Accumulate<T>::type;
+    constexpr int WIDTH = decltype(width)::value;
+    const int lanes = group_lanes((sizes.channels + WIDTH - 1) / WIDTH);
+    const auto launch = [&](auto* sums, const double* scale_pointer) {
+      using S = std::remove_pointer_t<decltype(sums)>;
+      backward_kernel<T, C, S, WIDTH><<<number_of_blocks(sizes, lanes), BLOCK, 0, stream>>>(
+          sizes, levels, lanes, scale_pointer, grad.const_data_ptr<T>(), v.const_data_ptr<T>(),
+          locations.const_data_ptr<C>(), weights.const_data_ptr<C>(), sums, grad_locations.mutable_data_ptr<C>(),
+          grad_weights.mutable_data_ptr<C>());
+      C10_CUDA_KERNEL_LAUNCH_CHECK();
+    };
+    if (deterministic) {
+      launch(grad_value.mutable_data_ptr<int64_t>(), scale.const_data_ptr<double>());
+    } else {
+      launch(grad_value.mutable_data_ptr<A>(), static_cast<const double*>(nullptr));
+    }
+  });
+  if (deterministic) {
+    grad_value = grad_value.to(at::kDouble).div_(scale);
+  }
+  return {
+      grad_value.to(value.scalar_type()), grad_locations.to(sampling_locations.scalar_type()),
+      grad_weights.to(attention_weights.scalar_type())};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(clockdistill, CUDA, m) {
+  m.impl("ms_deform_attn", ms_deform_attn);
+  m.impl("ms_deform_attn_backward", ms_deform_attn_backward);
+}
+
+}  // namespace clockdistill

@@ -1,0 +1,33 @@
+"""Detectors on the compiled operators and on pure PyTorch."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from clockdistill.layers import extension
+from clockdistill.layers.ms_deform_attn import by_grid_sample
+from tiny import random_batch, roughen, tiny_dino
+
+
+@pytest.mark.skipif(not extension.has_kernel("cpu"), reason=extension.load())
+@pytest.mark.parametrize("build", [tiny_dino])
+def test_losses_and_gradients_are_the_same(build, monkeypatch):
+    model = roughen(build()).train()
+    batch = random_batch()
+
+    def run():
+        torch.manual_seed(1)  # of the denoising queries
+        model.zero_grad()
+        losses = model(batch)
+        sum(losses.values()).backward()
+        return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    losses, grads = run()
+    calls = []
+    monkeypatch.setattr(
+        "clockdistill.layers.attention.ms_deform_attn", lambda *args: calls.append(1) or by_grid_sample(*args)
+    )
+    expected_losses, expected_grads = run()
+    assert calls
+    assert_close(losses, expected_losses, rtol=1e-4, atol=1e-4)
+    assert_close(grads, expected_grads, rtol=1e-3, atol=1e-4)
