@@ -3,6 +3,7 @@
 import json
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,15 +102,33 @@ def test_training_starts_anew_and_shows_its_progress(fake_train_net, monkeypatch
     monkeypatch.setattr(demo, "PROGRESS_PERIOD", 0)
     Path("out").mkdir()
     Path("out/last_checkpoint").write_text("model_0000999.pth")
-    assert demo.train_net("some/config.py", Path("out"), "train.seed=3") == {"AP": 1, "AP50": 2, "AP75": 3}
+    assert demo.train_net("some/config.py", Path("out"), "train.seed=3", name="student") == {
+        "AP": 1,
+        "AP50": 2,
+        "AP75": 3,
+    }
     assert Path("out/args").read_text() == "--config-file some/config.py train.seed=3 train.output_dir=out"
-    assert capsys.readouterr().out.strip() == "eta: 0:01:02  iter: 19  total_loss: 4.2"
+    assert capsys.readouterr().out.split() == ["student", "eta:", "0:01:02", "iter:", "19", "total_loss:", "4.2"]
 
 
-def test_failed_training_names_the_log(fake_train_net):
-    fake_train_net.write_text("raise SystemExit(7)")
+def test_failed_training_names_the_log_and_passes_the_message_on(fake_train_net, capsys):
+    fake_train_net.write_text("import sys; print('error: no teacher', file=sys.stderr); sys.exit(7)")
     with pytest.raises(UserError, match=r"train_net.py failed with c.py: .*out/log.txt says why \(exit status 7\)"):
         demo.train_net("c.py", Path("out"))
+    assert capsys.readouterr().err == "error: no teacher\n"
+
+
+def test_one_failure_ends_the_other_training_too(fake_train_net, capsys):
+    fake_train_net.write_text(
+        "import sys, time\n"
+        "if 'to_r18w8' in sys.argv[2]: sys.exit('error: no teacher')\n"
+        "for _ in range(600): print('still training', flush=True); time.sleep(0.1)\n"
+    )
+    start = time.monotonic()
+    with pytest.raises(UserError, match=Path(demo.DISTILLED_CONFIG).name):
+        demo.train_pair(0, Path("out"))
+    assert time.monotonic() - start < 30
+    assert capsys.readouterr().err == "error: no teacher\n"
 
 
 def test_failure_is_one_sentence_and_exit_status_1(monkeypatch, capsys, tmp_path):

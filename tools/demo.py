@@ -13,8 +13,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from detectron2.config import instantiate
@@ -65,23 +67,45 @@ def make_data() -> None:
         raise UserError("the street scenes could not be made: the message above says why")
 
 
-def train_net(config: str, output_dir: Path, *arguments: str, threads: int | None = None) -> dict[str, float]:
-    """Train or evaluate from a clean folder, on all cores or some; the validation results it ends with.
+def train_net(
+    config: str,
+    output_dir: Path,
+    *arguments: str,
+    name: str = "",
+    threads: int | None = None,
+    given_up: threading.Event | None = None,
+) -> dict[str, float]:
+    """Train or evaluate from a clean folder; some lines of its progress are passed on.
 
-    On a terminal train_net.py shows a progress bar; elsewhere some of its lines of progress are passed on.
+    Args:
+        config, output_dir, arguments: for train_net.py.
+        name: what its progress is shown under.
+        threads: to compute with; all cores without it.
+        given_up: when it is set the training ends early, with an error.
+
+    Returns:
+        The validation results it ends with.
     """
     shutil.rmtree(output_dir, ignore_errors=True)
     command = [sys.executable, "projects/CLoCKDistill/train_net.py", "--config-file", config, *arguments]
-    shown = time.monotonic()
-    environment = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
     command.append(f"train.output_dir={output_dir}")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    environment = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
+    shown = time.monotonic()
+    last_lines = deque(maxlen=20)
+    # one pipe for all: two progress bars would overwrite one another
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
         for line in process.stdout:
+            last_lines.append(line)
             progress = PROGRESS.search(line)
             if progress and time.monotonic() - shown > PROGRESS_PERIOD:
                 shown = time.monotonic()
-                print(f"       {progress[0]}", flush=True)
+                print(f"       {name:{max(map(len, PAIR))}}  {progress[0]}", flush=True)
+            if given_up and given_up.is_set():
+                process.terminate()
     if process.returncode:
+        if not (given_up and given_up.is_set()):
+            sys.stderr.writelines(last_lines)
         raise UserError(
             f"train_net.py failed with {config}: the message above or {output_dir}/log.txt says why "
             f"(exit status {process.returncode})"
@@ -91,12 +115,27 @@ def train_net(config: str, output_dir: Path, *arguments: str, threads: int | Non
 
 def train_pair(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """The same student without and with distillation: same seed, data and iterations."""
-    results = {}
-    for name, config in PAIR.items():
-        announce(f"Training: {TITLES[name].lower()}, seed {seed}")
-        results[name] = train_net(config, folder / name, f"train.seed={seed}")
-        announce("{}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format(TITLES[name], **results[name]))
-    return results
+    announce(f"Training the student without and with distillation, seed {seed}")
+    # side by side on half of the cores each: so small a model keeps one core busier than two
+    threads = max(1, (os.cpu_count() or 2) // 2)
+    given_up = threading.Event()
+    with ThreadPoolExecutor(len(PAIR)) as pool:
+        runs = {
+            pool.submit(
+                train_net, config, folder / name, f"train.seed={seed}", name=name, threads=threads, given_up=given_up
+            ): name
+            for name, config in PAIR.items()
+        }
+        results = {}
+        for run in as_completed(runs):
+            try:
+                name = runs[run]
+                results[name] = run.result()
+            except UserError:
+                given_up.set()  # nobody waits for the other to hear of it
+                raise
+            announce("{}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format(TITLES[name], **results[name]))
+    return {name: results[name] for name in PAIR}
 
 
 def one_seed(seed: int) -> None:
@@ -136,18 +175,7 @@ def one_seed(seed: int) -> None:
 
 def several_seeds(seeds: list[int]) -> None:
     (OUTPUT / "seeds.json").unlink(missing_ok=True)
-    # side by side on a half of the cores each: so small a model keeps one core busier than two
-    threads = max(1, (os.cpu_count() or 2) // 2)
-    results = {}
-    with ThreadPoolExecutor(2) as pool:
-        for seed in seeds:
-            announce(f"Training the student without and with distillation, seed {seed}")
-            folder = OUTPUT / f"seed{seed}"
-            runs = {
-                name: pool.submit(train_net, config, folder / name, f"train.seed={seed}", threads=threads)
-                for name, config in PAIR.items()
-            }
-            results[seed] = {name: run.result() for name, run in runs.items()}
+    results = {seed: train_pair(seed, OUTPUT / f"seed{seed}") for seed in seeds}
     summary = summarise(results)
     write_json(OUTPUT / "seeds.json", summary)
     announce(f"Done; seeds.json is in {OUTPUT.resolve()}\n")
