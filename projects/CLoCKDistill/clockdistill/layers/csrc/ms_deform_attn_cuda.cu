@@ -146,21 +146,25 @@ __global__ void __launch_bounds__(BLOCK) forward_kernel(
   }
 }
 
+#if __CUDA_ARCH__ >= 900
+constexpr bool HAS_VECTOR_ATOMICS = true;
+#else
+constexpr bool HAS_VECTOR_ATOMICS = false;
+#endif
+
 // Adds a lane's channels to a cell's gradient.
 template <int WIDTH, typename A>
 __device__ inline void accumulate(A* cell, const A (&share)[WIDTH], const double*) {
-#if __CUDA_ARCH__ >= 900
-  if constexpr (std::is_same_v<A, float> && WIDTH % 4 == 0) {
+  if constexpr (HAS_VECTOR_ATOMICS && std::is_same_v<A, float> && WIDTH % 4 == 0) {
 #pragma unroll
     for (int k = 0; k < WIDTH; k += 4) {
       atomicAdd(reinterpret_cast<float4*>(cell + k), make_float4(share[k], share[k + 1], share[k + 2], share[k + 3]));
     }
-    return;
-  }
-#endif
+  } else {
 #pragma unroll
-  for (int k = 0; k < WIDTH; ++k) {
-    atomicAdd(cell + k, share[k]);
+    for (int k = 0; k < WIDTH; ++k) {
+      atomicAdd(cell + k, share[k]);
+    }
   }
 }
 
