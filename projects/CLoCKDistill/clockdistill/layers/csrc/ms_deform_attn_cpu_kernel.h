@@ -131,6 +131,18 @@ void forward_queries(const Call<T>& call, T* output, int64_t begin, int64_t end)
   delete[] corners;
 }
 
+// Halves added to halves: compilers make of it what the machine has, where a loop over lanes goes through memory.
+template <typename T, int BYTES>
+inline T sum_lanes(const typename VectorOf<T, BYTES>::type& vector) {
+  if constexpr (BYTES == sizeof(T)) {
+    return vector[0];
+  } else {
+    typename VectorOf<T, BYTES / 2>::type halves[2];
+    __builtin_memcpy(halves, &vector, BYTES);
+    return sum_lanes<T, BYTES / 2>(halves[0] + halves[1]);
+  }
+}
+
 template <typename T, int BYTES>
 inline T spread_vectors(
     const T* grad, const T* value, T* grad_value, T weight, int64_t& c, int64_t channels) {
@@ -142,11 +154,7 @@ inline T spread_vectors(
     sum += g * *reinterpret_cast<const Vector*>(value + c);
     *reinterpret_cast<Vector*>(grad_value + c) += g * weight;
   }
-  T total = T(0);
-  for (int64_t k = 0; k < LANES; ++k) {
-    total += sum[k];
-  }
-  return total;
+  return sum_lanes<T, BYTES>(sum);
 }
 
 // Gives a cell its share of the output's gradient; returns that gradient's product with the cell's value.
