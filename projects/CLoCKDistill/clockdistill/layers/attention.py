@@ -74,7 +74,7 @@ class MultiScaleDeformableAttention(nn.Module):
         weights = weights.softmax(-1).view(B, Q, heads, levels, points)
         reference = reference[:, :, None, :, None]
         if reference.shape[-1] == 2:
-            locations = reference + offsets / spatial_shapes.flip(-1)[:, None].to(offsets.device)
+            locations = torch.addcdiv(reference, offsets, spatial_shapes.flip(-1)[:, None].to(offsets))
         else:
             locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
         output = ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)

@@ -9,7 +9,7 @@ from .structures import Memory, Predictions, Queries
 
 class FeedForward(nn.Sequential):
     def __init__(self, embed_dim: int, hidden_dim: int):
-        super().__init__(nn.Linear(embed_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, embed_dim))
+        super().__init__(nn.Linear(embed_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, embed_dim))
         for linear in (self[0], self[2]):
             nn.init.xavier_uniform_(linear.weight)
 
