@@ -5,6 +5,7 @@ from detectron2.structures import ImageList
 
 from clockdistill.errors import UserError
 from clockdistill.modeling import Queries, build_resnet
+from clockdistill.modeling.transformer import cell_centres, valid_ratio
 from tiny import CONFIGS, random_batch, roughen, tiny_dino
 
 
@@ -103,6 +104,14 @@ def test_padding_changes_neither_memory_nor_proposals():
             valid = memory.tokens[image][~memory.padding_mask[image]]
             torch.testing.assert_close(valid, expected.tokens[0], **close)
             torch.testing.assert_close(queries.reference[image], expected_queries.reference[0], **close)
+
+
+def test_cells_on_the_border_of_proposals_are_the_same_with_and_without_padding():
+    """50 rows, as of a short side of 800 pixels at stride 16: the centres of the first and last are 0.01 and 0.99."""
+    for padded in range(50, 200):
+        mask = (torch.arange(padded) >= 50)[None, :, None].expand(1, padded, 1)
+        centres = cell_centres([(padded, 1)], valid_ratio(mask)[:, None])[0, :50, 1]
+        assert torch.equal((centres > 0.01) & (centres < 0.99), (torch.arange(50) % 49 > 0)), padded
 
 
 def test_images_of_different_sizes_give_in_one_batch_what_each_gives_alone_on_that_canvas():

@@ -84,7 +84,9 @@ def cell_centres(shapes: list[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
             indexing="ij",
         )
         grid = torch.stack((x, y), -1).view(1, -1, 2)
-        centres.append(grid / (ratio * ratio.new_tensor([width, height]))[:, None])
+        # rounded to whole cells: a centre on the border of what may be a proposal must not move by the last digit
+        valid = (ratio * ratio.new_tensor([width, height])).round()
+        centres.append(grid / valid[:, None])
     return torch.cat(centres, 1)
 
 

@@ -1,5 +1,6 @@
-"""Weights from files: ours, Detectron2's model zoo, torchvision's ResNets. What did not match is said."""
+"""Weights from files: ours, Detectron2's model zoo, and those of `foreign`. What did not match is said."""
 
+import argparse
 import os
 import pickle
 import re
@@ -11,6 +12,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .foreign import AVERAGED, translate
+
+# the official repositories save their command line beside the weights; it is a record of plain values
+torch.serialization.add_safe_globals([argparse.Namespace])
 
 
 class LoadReport(NamedTuple):
@@ -33,7 +38,7 @@ class LoadReport(NamedTuple):
 
 
 class WeightLoader(DetectionCheckpointer):
-    """Detectron2's checkpointer that also reads torchvision's ResNets and keeps a report.
+    """Detectron2's checkpointer that also reads what other programs wrote, and keeps a report.
 
     No code is run from `.pth` files; Detectron2's `.pkl` files are pickles, and as trustworthy as their source.
 
@@ -73,14 +78,23 @@ class WeightLoader(DetectionCheckpointer):
         try:
             loaded = torch.load(f, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            if refused := re.search(r"GLOBAL (\S+)", str(error)):
+                raise UserError(
+                    f"{f} is not read, since it holds more than tensors ({refused[1]}) and could run code: save its "
+                    'weights alone, as torch.save({"model": model.state_dict()}, PATH)'
+                ) from error
             raise UserError(f"{f} cannot be read as a checkpoint: give a file of tensors saved by PyTorch") from error
+        averaged = next((key for key in AVERAGED if isinstance(loaded, dict) and loaded.get(key)), None)
+        if averaged is not None:
+            self.logger.info(f"Of the weights in {f} the averaged ones are taken, {averaged}.")
+            loaded["model"] = loaded.pop(averaged)
         weights = loaded.get("model", loaded) if isinstance(loaded, dict) else None
         if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
             raise UserError(f"{f} holds no model weights: give a checkpoint, such as model_final.pth")
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]):
-        checkpoint["model"] = rename_torchvision_resnet(checkpoint["model"], self.model)
+        checkpoint["model"] = translate(checkpoint["model"], self.model)
         incompatible = super()._load_model(checkpoint)
         mismatched = incompatible.incorrect_shapes
         names = {name for name, *_ in mismatched}
@@ -97,7 +111,8 @@ def load_weights(model: nn.Module, path: str, strict: bool = False) -> LoadRepor
 
     Args:
         model: of any kind, without a DistributedDataParallel around it.
-        path: of our own checkpoints, of Detectron2's model zoo (`.pkl`), or of a torchvision ResNet.
+        path: of our own checkpoints, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO from
+            detrex or the official repository, whose averaged weights are preferred.
         strict: raise a `UserError` where a parameter or buffer of the model is left unset.
 
     Raises:
@@ -108,25 +123,3 @@ def load_weights(model: nn.Module, path: str, strict: bool = False) -> LoadRepor
     loader = WeightLoader(model)
     loader.load(path, checkpointables=[], strict=strict)
     return loader.report
-
-
-def rename_torchvision_resnet(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Names of Detectron2's ResNet for those of torchvision's; other weights come back as they are.
-
-    The model may hold its ResNet under any name, `backbone` as a rule.
-    """
-    stems = [name for name in model.state_dict() if re.search(r"(^|\.)stem\.conv1\.weight$", name)]
-    if not stems or not {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= weights.keys():
-        return weights
-    prefix = stems[0].removesuffix("stem.conv1.weight")
-
-    def rename(name: str) -> str:
-        if name.startswith("fc."):
-            return name
-        name = re.sub(r"downsample\.0", "shortcut", name)
-        name = re.sub(r"downsample\.1", "shortcut.norm", name)
-        name = re.sub(r"bn(\d)", r"conv\1.norm", name)
-        name, in_stage = re.subn(r"layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
-        return prefix + (name if in_stage else f"stem.{name}")
-
-    return {rename(name): value for name, value in weights.items()}

@@ -1,7 +1,7 @@
 """DINO with a ResNet-50, 4 scales and 80 classes (arXiv:2203.03605): 47.65 M parameters.
 
 A head of its own for every decoder layer is as in detrex. The position encoding is the official implementation's;
-detrex has temperature 10000 and offset -0.5. A checkpoint needs the encoding that it was trained with.
+dino/dino_r50_coco_12ep_detrex.py has detrex's. A checkpoint needs the encoding that it was trained with.
 """
 
 from detectron2.config import LazyCall as L
