@@ -5,25 +5,64 @@ from pathlib import Path
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
+
+from clockdistill.modeling import Queries
 
 CONFIGS = Path(__file__).parents[1] / "projects" / "CLoCKDistill" / "configs"
 
 
-def tiny_dino_config(embed_dim=32, num_classes=3, decoder_layers=2):
-    """The full-size config cut down: what tests run is what users train, but smaller."""
-    model = LazyConfig.load(str(CONFIGS / "common" / "models" / "dino.py")).model
-    model.backbone.update(depth=18, width=8, norm="BN", freeze_at=0)
-    model.neck.in_channels = [16, 32, 64]
-    model.encoder.update(embed_dim=embed_dim, num_layers=1, num_heads=4, num_points=2, feedforward_dim=64)
-    model.decoder.num_layers = decoder_layers
-    model.denoising.num_queries = 6
-    model.update(num_classes=num_classes, num_queries=20)
+# What makes a variant of its family's config, by name; the family's name comes before the first dot.
+VARIANTS = {
+    "dino": {},
+    "deformable_detr": {},
+    "deformable_detr.refine": {"decoder.refine": True},
+    "deformable_detr.two_stage": {"decoder.refine": True, "two_stage": True},
+}
+
+
+def model_config(variant="dino"):
+    """The full-size config of a family's variant."""
+    model = LazyConfig.load(str(CONFIGS / "common" / "models" / f"{variant.split('.')[0]}.py")).model
+    for key, value in VARIANTS[variant].items():
+        OmegaConf.update(model, key, value)
     return model
 
 
-def tiny_dino(seed=0, **kwargs):
+def tiny_config(variant="dino", embed_dim=32, num_classes=3, decoder_layers=2):
+    """The full-size config cut down: what tests run is what users train, but smaller."""
+    model = model_config(variant)
+    model.backbone.update(depth=18, width=8, norm="BN", freeze_at=0)
+    model.neck.in_channels = [16, 32, 64][-len(model.neck.in_features) :]
+    model.encoder.update(embed_dim=embed_dim, num_layers=1, num_heads=4, feedforward_dim=64)
+    model.decoder.num_layers = decoder_layers
+    model.update(num_classes=num_classes, num_queries=min(20, model.num_queries))
+    if "num_points" in model.encoder:
+        model.encoder.num_points = 2
+    if "denoising" in model:
+        model.denoising.num_queries = 6
+    return model
+
+
+def tiny(variant="dino", seed=0, **kwargs):
     torch.manual_seed(seed)
-    return instantiate(tiny_dino_config(**kwargs))
+    return instantiate(tiny_config(variant, **kwargs))
+
+
+def tiny_dino_config(**kwargs):
+    return tiny_config("dino", **kwargs)
+
+
+def tiny_dino(seed=0, **kwargs):
+    return tiny("dino", seed, **kwargs)
+
+
+def random_queries(model, padding):
+    """Queries such as distillation asks, with random content, boxes and, where the model needs one, position."""
+    size = *padding.shape, model.embed_dim
+    boxes = torch.rand(*padding.shape, 4) * 0.8 + 0.1
+    position = None if model.encodes_boxes else torch.randn(size)
+    return Queries(torch.randn(size), boxes, padding=padding, position=position)
 
 
 def roughen(module, seed=0, scale=0.1):

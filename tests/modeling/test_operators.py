@@ -6,13 +6,13 @@ from torch.testing import assert_close
 
 from clockdistill.layers import extension
 from clockdistill.layers.ms_deform_attn import by_grid_sample
-from tiny import random_batch, roughen, tiny_dino
+from tiny import random_batch, roughen, tiny
 
 
 @pytest.mark.skipif(not extension.has_kernel("cpu"), reason=extension.load())
-@pytest.mark.parametrize("build", [tiny_dino])
-def test_losses_and_gradients_are_the_same(build, monkeypatch):
-    model = roughen(build()).train()
+@pytest.mark.parametrize("variant", ["dino", "deformable_detr", "deformable_detr.refine", "deformable_detr.two_stage"])
+def test_losses_and_gradients_are_the_same(variant, monkeypatch):
+    model = roughen(tiny(variant)).train()
     batch = random_batch()
 
     def run():

@@ -21,6 +21,20 @@ def test_attention_mask_equals_a_loop():
                 assert mask[b, i, j].item() == (i != j and (group[i] != group[j] or unfilled))
 
 
+def test_every_head_of_an_image_has_its_mask():
+    queries = make(3, padding=torch.tensor([[False, True, True], [False, False, True]]))
+    mask = queries.attention_mask(num_heads=3)
+    torch.testing.assert_close(mask.view(2, 3, 3, 3), queries.attention_mask()[:, None].expand(-1, 3, -1, -1))
+
+
+def test_positions_stay_beside_their_queries():
+    parts = [make(2), make(3)]
+    for part in parts:
+        part.position = torch.randn_like(part.content)
+    torch.testing.assert_close(Queries.cat(parts).position[:, 2:], parts[1].position)
+    assert Queries.cat([make(2), make(3)]).position is None
+
+
 def test_a_single_group_needs_no_mask():
     assert make(3).attention_mask() is None
 

@@ -2,6 +2,7 @@
 
 from .backbone import build_resnet
 from .criterion import SetCriterion
+from .deformable_detr import DeformableDETR, DeformableDETRDecoder
 from .denoising import ContrastiveDenoising
 from .detector import Detector
 from .dino import DINO
@@ -14,6 +15,8 @@ __all__ = [
     "DINO",
     "ChannelMapper",
     "ContrastiveDenoising",
+    "DeformableDETR",
+    "DeformableDETRDecoder",
     "DeformableDecoder",
     "DeformableEncoder",
     "Detector",

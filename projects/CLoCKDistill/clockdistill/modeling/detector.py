@@ -1,20 +1,28 @@
 """What all detectors share: images in, and losses or instances out, by way of encode, propose and decode."""
 
+import math
 from collections.abc import Sequence
 
 import torch
-from detectron2.modeling import detector_postprocess
+from detectron2.modeling import Backbone, detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ..layers import MLP, PositionEmbeddingSine
+from .criterion import SetCriterion
 from .structures import Memory, Outputs, Predictions, Queries, Target
 
 
 class Detector(nn.Module):
-    """A Detectron2 meta-architecture. A family fills in `encode`, `propose`, `decode` and `losses`.
+    """A Detectron2 meta-architecture. A family fills in `propose` and `decode`, and adds to `losses`.
 
     Args:
+        backbone: a Detectron2 backbone.
+        neck: from the backbone's maps to the levels, (B, C, H_l, W_l) each.
+        position_embedding: of C channels.
+        encoder: from levels, padding masks and position encodings to the memory.
+        decoder: what the family's `decode` makes use of.
         num_classes: number of classes, background not counted.
         pixel_mean, pixel_std: of RGB images in [0, 255].
         detections_per_image: boxes kept at inference.
@@ -23,16 +31,37 @@ class Detector(nn.Module):
         embed_dim: width C of memory and queries.
         num_levels: levels of the memory.
         label_embedding: class embedding (num_classes, C) that the decoder learnt to read in denoising, or None.
+        encodes_boxes: whether `decode` itself makes a position encoding of the boxes of queries that bring none.
     """
 
     embed_dim: int
     num_levels: int
     label_embedding: nn.Embedding | None = None
+    encodes_boxes: bool = True
 
     def __init__(
-        self, num_classes: int, pixel_mean: Sequence[float], pixel_std: Sequence[float], detections_per_image: int
+        self,
+        *,
+        backbone: Backbone,
+        neck: nn.Module,
+        position_embedding: PositionEmbeddingSine,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        criterion: SetCriterion,
+        num_classes: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        detections_per_image: int,
     ):
         super().__init__()
+        self.embed_dim = encoder.embed_dim
+        self.num_levels = encoder.num_levels
+        self.backbone = backbone
+        self.neck = neck
+        self.position_embedding = position_embedding
+        self.encoder = encoder
+        self.decoder = decoder
+        self.criterion = criterion
         self.num_classes = num_classes
         self.detections_per_image = detections_per_image
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -43,19 +72,28 @@ class Detector(nn.Module):
         return self.pixel_mean.device
 
     def encode(self, images: ImageList) -> Memory:
-        raise NotImplementedError
+        """Images to the encoder's memory."""
+        features = self.neck(self.backbone(images.tensor))
+        masks = padding_masks(images, [f.shape[-2:] for f in features])
+        positions = [self.position_embedding(mask) for mask in masks]
+        return self.encoder(features, masks, positions)
 
     def propose(self, memory: Memory) -> Queries:
+        """Object queries."""
         raise NotImplementedError
 
     def decode(self, memory: Memory, queries: Queries) -> Predictions:
+        """All decoder layers' answers."""
         raise NotImplementedError
 
     def losses(
         self, memory: Memory, queries: Queries, targets: list[Target], extra: Queries | None
     ) -> tuple[dict[str, Tensor], Outputs]:
-        """Detection losses of the object queries and of the family's own, from one pass with the extra queries."""
-        raise NotImplementedError
+        """Detection losses of the object queries, from one pass with the extra queries."""
+        parts = [queries] if extra is None else [queries, extra]
+        predictions = self.decode(memory, Queries.cat(parts)).split([len(part) for part in parts])
+        losses = self.criterion(predictions[0], targets)
+        return losses, Outputs(memory, predictions[0], predictions[1] if extra is not None else None)
 
     def forward(self, batched_inputs: list[dict], extra: Queries | None = None, with_outputs: bool = False):
         """
@@ -122,3 +160,18 @@ def padding_masks(images: ImageList, shapes: list[tuple[int, int]]) -> list[Tens
     for m, (height, width) in zip(mask, images.image_sizes, strict=True):
         m[:height, :width] = 0
     return [nn.functional.interpolate(mask[None], size=shape)[0].bool() for shape in shapes]
+
+
+def make_class_head(embed_dim: int, num_classes: int) -> nn.Linear:
+    """Classifier that starts from a score of 0.01 for every class (arXiv:1708.02002, Sec. 4.1)."""
+    head = nn.Linear(embed_dim, num_classes)
+    nn.init.constant_(head.bias, -math.log((1 - 0.01) / 0.01))
+    return head
+
+
+def make_box_head(embed_dim: int) -> MLP:
+    """MLP to the change of a box's logits, at first none."""
+    head = MLP(embed_dim, embed_dim, 4, 3)
+    nn.init.zeros_(head.layers[-1].weight)
+    nn.init.zeros_(head.layers[-1].bias)
+    return head

@@ -21,6 +21,7 @@ class Memory:
             waits for no GPU.
         level_start_index: (levels,) integers, on the CPU too.
         valid_ratios: (B, levels, 2), the share of width and height that is not padding.
+        position: (B, N, C), the encoding of the cells' positions, for decoders that compare it with their queries'.
     """
 
     tokens: Tensor
@@ -29,6 +30,7 @@ class Memory:
     spatial_shapes: Tensor
     level_start_index: Tensor
     valid_ratios: Tensor
+    position: Tensor | None = None
 
 
 @dataclass
@@ -41,7 +43,8 @@ class Queries:
         group: (Q,) integers, or None where all are of one group. Queries attend to their own group alone, so that
             groups share a decoder pass unseen by one another.
         padding: (B, Q), True on slots that an image does not fill, or None where there are none.
-        proposals: what the encoder itself says of these queries' boxes, one layer, in two-stage detectors.
+        proposals: what the encoder itself says, one layer, in two-stage detectors.
+        position: (B, Q, C), or None where the decoder makes it of the reference boxes.
     """
 
     content: Tensor
@@ -49,6 +52,7 @@ class Queries:
     group: Tensor | None = None
     padding: Tensor | None = None
     proposals: Predictions | None = None
+    position: Tensor | None = None
 
     def __len__(self) -> int:
         return self.content.shape[1]
@@ -56,6 +60,8 @@ class Queries:
     @classmethod
     def cat(cls, parts: list[Queries]) -> Queries:
         """Side by side, each part's groups kept apart from the others'."""
+        if len(parts) == 1:
+            return parts[0]
         device = parts[0].content.device
         groups, paddings, first = [], [], 0
         for part in parts:
@@ -68,10 +74,11 @@ class Queries:
             first = groups[-1].max() + 1
         content = torch.cat([part.content for part in parts], 1)
         reference = torch.cat([part.reference for part in parts], 1)
-        return cls(content, reference, torch.cat(groups), torch.cat(paddings, 1))
+        position = None if parts[0].position is None else torch.cat([part.position for part in parts], 1)
+        return cls(content, reference, torch.cat(groups), torch.cat(paddings, 1), position=position)
 
-    def attention_mask(self) -> Tensor | None:
-        """(B, Q, Q), True where query i (second axis) must not attend to query j (third axis); None if all may.
+    def attention_mask(self, num_heads: int = 1) -> Tensor | None:
+        """(B * num_heads, Q, Q), True where query i (second axis) must not attend to query j; None if all may.
 
         A padded slot still sees itself, since a softmax over nothing is not a number.
         """
@@ -83,7 +90,8 @@ class Queries:
             blocked |= self.group[:, None] != self.group
         if self.padding is not None:
             blocked |= self.padding[:, None]
-        return blocked & ~torch.eye(Q, dtype=torch.bool, device=blocked.device)
+        blocked &= ~torch.eye(Q, dtype=torch.bool, device=blocked.device)
+        return blocked.repeat_interleave(num_heads, 0)
 
 
 class Predictions(NamedTuple):

@@ -1,4 +1,8 @@
-"""Encoder and decoder layers with deformable attention (arXiv:2010.04159), normalised after each residual sum."""
+"""What the families' encoders and decoders share: layers with deformable attention (arXiv:2010.04159), normalised after
+each residual sum; the refinement of anchor boxes; the geometry of a memory's cells."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +12,9 @@ from .structures import Memory, Predictions, Queries
 
 
 class FeedForward(nn.Sequential):
-    def __init__(self, embed_dim: int, hidden_dim: int):
-        super().__init__(nn.Linear(embed_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, embed_dim))
+    def __init__(self, embed_dim: int, hidden_dim: int, activation: nn.Module | None = None):
+        activation = activation or nn.ReLU(inplace=True)
+        super().__init__(nn.Linear(embed_dim, hidden_dim), activation, nn.Linear(hidden_dim, embed_dim))
         for linear in (self[0], self[2]):
             nn.init.xavier_uniform_(linear.weight)
 
@@ -39,32 +44,47 @@ class DeformableEncoder(nn.Module):
             for _ in range(num_layers)
         )
         self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim))
+        self.num_levels = num_levels
+        self.embed_dim = embed_dim
 
     def forward(self, features: list[Tensor], masks: list[Tensor], positions: list[Tensor]) -> Memory:
         """Maps (B, C, H_l, W_l), padding masks (B, H_l, W_l) and position encodings (B, C, H_l, W_l)."""
-        shapes = [f.shape[-2:] for f in features]
-        spatial_shapes = torch.tensor(shapes)
-        sizes = spatial_shapes.prod(1)
-        level_start_index = sizes.cumsum(0) - sizes
-        valid_ratios = torch.stack([valid_ratio(mask) for mask in masks], 1)
-        flat = torch.cat([f.flatten(2).transpose(1, 2) for f in features], 1)
-        padding_mask = torch.cat([mask.flatten(1) for mask in masks], 1)
-        position = torch.cat(
-            [p.flatten(2).transpose(1, 2) + e for p, e in zip(positions, self.level_embed, strict=True)], 1
-        )
+        positions = [p + e[:, None, None] for p, e in zip(positions, self.level_embed, strict=True)]
+        memory = flatten_levels(features, masks, positions)
         # a cell's centre as a share of the image without padding, then of every padded level in turn
-        reference = cell_centres(shapes, valid_ratios)[:, :, None] * valid_ratios[:, None]
-        tokens = flat
+        reference = cell_centres(memory)[:, :, None] * memory.valid_ratios[:, None]
+        tokens = memory.features
         for layer in self.layers:
             tokens = layer(
                 tokens,
-                position,
+                memory.position,
                 reference,
-                padding_mask=padding_mask,
-                spatial_shapes=spatial_shapes,
-                level_start_index=level_start_index,
+                padding_mask=memory.padding_mask,
+                spatial_shapes=memory.spatial_shapes,
+                level_start_index=memory.level_start_index,
             )
-        return Memory(tokens, flat, padding_mask, spatial_shapes, level_start_index, valid_ratios)
+        return replace(memory, tokens=tokens)
+
+
+def flatten_levels(features: list[Tensor], masks: list[Tensor], positions: list[Tensor]) -> Memory:
+    """Levels as an encoder takes them to a memory that has the features for tokens.
+
+    Args:
+        features, positions: (B, C, H_l, W_l) each.
+        masks: (B, H_l, W_l) each, True on padding.
+    """
+    spatial_shapes = torch.tensor([f.shape[-2:] for f in features])
+    sizes = spatial_shapes.prod(1)
+    tokens, position = (torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1) for maps in (features, positions))
+    return Memory(
+        tokens=tokens,
+        features=tokens,
+        padding_mask=torch.cat([mask.flatten(1) for mask in masks], 1),
+        spatial_shapes=spatial_shapes,
+        level_start_index=sizes.cumsum(0) - sizes,
+        valid_ratios=torch.stack([valid_ratio(mask) for mask in masks], 1),
+        position=position,
+    )
 
 
 def valid_ratio(mask: Tensor) -> Tensor:
@@ -74,10 +94,10 @@ def valid_ratio(mask: Tensor) -> Tensor:
     return torch.stack((valid[:, 0].sum(1) / width, valid[:, :, 0].sum(1) / height), -1)
 
 
-def cell_centres(shapes: list[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
+def cell_centres(memory: Memory) -> Tensor:
     """(B, N, 2), centre (x, y) of every cell of every level in units of the image without padding."""
     centres = []
-    for (height, width), ratio in zip(shapes, valid_ratios.unbind(1), strict=True):
+    for (height, width), ratio in zip(memory.spatial_shapes.tolist(), memory.valid_ratios.unbind(1), strict=True):
         y, x = torch.meshgrid(
             torch.arange(height, device=ratio.device) + 0.5,
             torch.arange(width, device=ratio.device) + 0.5,
@@ -88,6 +108,22 @@ def cell_centres(shapes: list[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
         valid = (ratio * ratio.new_tensor([width, height])).round()
         centres.append(grid / valid[:, None])
     return torch.cat(centres, 1)
+
+
+def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
+    """The boxes that a two-stage detector's proposals start from (Deformable DETR, arXiv:2010.04159, Sec. A.4).
+
+    Returns:
+        logits (B, N, 4) of a box (cx, cy, w, h) of 0.05 * 2^level of the image at every cell; infinite where unfit.
+        unfit (B, N, 1), True on padding and on cells by the border, whose boxes reach beyond (0.01, 0.99).
+    """
+    centres = cell_centres(memory)
+    shapes = memory.spatial_shapes.tolist()
+    extent = torch.cat([centres.new_full((h * w, 2), 0.05 * 2**level) for level, (h, w) in enumerate(shapes)])
+    anchors = torch.cat((centres, extent.expand_as(centres)), -1)
+    unfit = ((anchors <= 0.01) | (anchors >= 0.99)).any(-1, keepdim=True) | memory.padding_mask[..., None]
+    # at an infinite logit an unfit cell's box is the same whatever the head says
+    return anchors.logit().masked_fill(unfit, float("inf")), unfit
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -119,46 +155,65 @@ class DeformableDecoderLayer(nn.Module):
         return self.norm3(x + self.ffn(x))
 
 
-class DeformableDecoder(nn.Module):
-    """Refines anchor boxes layer by layer, each layer's position encoding made of its anchor boxes.
+class AnchorDecoder(nn.Module):
+    """Refines anchor boxes layer by layer. A family's decoder fills in `attend`.
 
     The boxes that a layer starts from carry no gradient, but those that it is scored by do reach the layer before:
-    DINO's "look forward twice" (arXiv:2203.03605, Sec. 3.5).
+    DINO's "look forward twice" (arXiv:2203.03605, Sec. 3.5), which DAB-DETR's implementation has too.
+
+    Args:
+        layers: what `attend` makes use of.
+        embed_dim: width C of the queries.
     """
 
-    def __init__(
-        self, num_layers: int, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int
-    ):
+    def __init__(self, layers: Iterable[nn.Module], embed_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.layers = nn.ModuleList(
-            DeformableDecoderLayer(embed_dim, num_heads, num_levels, num_points, feedforward_dim)
-            for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(embed_dim)
         self.reference_head = MLP(2 * embed_dim, embed_dim, embed_dim, 2)
         for linear in self.reference_head.layers:
             nn.init.xavier_uniform_(linear.weight)
 
+    def attend(self, index: int, x: Tensor, reference: Tensor, memory: Memory, mask: Tensor | None) -> Tensor:
+        """Queries' content (B, Q, C) at boxes (B, Q, 4), by layer `index` to the content after it.
+
+        The mask (B * heads, Q, Q) is `Queries.attention_mask`'s.
+        """
+        raise NotImplementedError
+
     def forward(
-        self, memory: Memory, queries: Queries, class_heads: nn.ModuleList, box_heads: nn.ModuleList
+        self, memory: Memory, queries: Queries, class_heads: Sequence[nn.Module], box_heads: Sequence[nn.Module]
     ) -> Predictions:
         """Predictions of every layer; heads are given a layer each."""
-        mask = queries.attention_mask()
-        if mask is not None:
-            mask = mask.repeat_interleave(self.num_heads, 0)
-        ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]
+        mask = queries.attention_mask(self.num_heads)
         x, reference = queries.content, queries.reference
         scored_from = reference
         all_logits, all_boxes = [], []
-        for layer, class_head, box_head in zip(self.layers, class_heads, box_heads, strict=True):
-            level_reference = reference[:, :, None] * ratios
-            encoded = sine_embed_boxes(level_reference[:, :, 0], x.shape[-1] // 2)
-            x = layer(x, self.reference_head(encoded), level_reference, memory, mask)
+        for index, (class_head, box_head) in enumerate(zip(class_heads, box_heads, strict=True)):
+            x = self.attend(index, x, reference, memory, mask)
             normed = self.norm(x)
             all_logits.append(class_head(normed))
             all_boxes.append((box_head(normed) + inverse_sigmoid(scored_from)).sigmoid())
-            # refined from the tokens before the norm, as the reference implementation does
+            # refined from the tokens before the norm, as the reference implementations do
             scored_from = (box_head(x) + inverse_sigmoid(reference)).sigmoid()
             reference = scored_from.detach()
         return Predictions(torch.stack(all_logits), torch.stack(all_boxes))
+
+
+class DeformableDecoder(AnchorDecoder):
+    """Deformable attention around anchor boxes, of which every layer's position encoding is made."""
+
+    def __init__(
+        self, num_layers: int, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int
+    ):
+        layers = (
+            DeformableDecoderLayer(embed_dim, num_heads, num_levels, num_points, feedforward_dim)
+            for _ in range(num_layers)
+        )
+        super().__init__(layers, embed_dim, num_heads)
+
+    def attend(self, index: int, x: Tensor, reference: Tensor, memory: Memory, mask: Tensor | None) -> Tensor:
+        level_reference = reference[:, :, None] * memory.valid_ratios.repeat(1, 1, 2)[:, None]
+        encoded = sine_embed_boxes(level_reference[:, :, 0], x.shape[-1] // 2)
+        return self.layers[index](x, self.reference_head(encoded), level_reference, memory, mask)

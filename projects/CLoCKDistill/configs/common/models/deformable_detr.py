@@ -1,0 +1,55 @@
+"""Deformable DETR with a ResNet-50 and 80 classes (arXiv:2010.04159), single-stage: 40.07 M parameters.
+
+`model.decoder.refine=True` adds iterative bounding box refinement, and `model.two_stage=True` to it the encoder's
+proposals. Encoding, feed-forward width and eps are the official implementation's; detrex has a width of 2048 and an eps
+of 1e-3. A checkpoint needs those that it was trained with. Dropout is left out, as in detrex and in DINO.
+"""
+
+from detectron2.config import LazyCall as L
+
+from clockdistill.layers import PositionEmbeddingSine
+from clockdistill.modeling import (
+    ChannelMapper,
+    DeformableDETR,
+    DeformableDETRDecoder,
+    DeformableEncoder,
+    HungarianMatcher,
+    SetCriterion,
+    build_resnet,
+)
+
+model = L(DeformableDETR)(
+    backbone=L(build_resnet)(depth=50, norm="FrozenBN", freeze_at=1, width=64),
+    neck=L(ChannelMapper)(
+        in_features=["res3", "res4", "res5"],
+        in_channels=[512, 1024, 2048],
+        embed_dim="${..encoder.embed_dim}",
+        num_levels="${..encoder.num_levels}",
+    ),
+    position_embedding=L(PositionEmbeddingSine)(embed_dim="${..encoder.embed_dim}", temperature=10000, offset=-0.5),
+    encoder=L(DeformableEncoder)(
+        num_layers=6, embed_dim=256, num_heads=8, num_levels=4, num_points=4, feedforward_dim=1024
+    ),
+    decoder=L(DeformableDETRDecoder)(
+        num_layers=6,
+        embed_dim="${..encoder.embed_dim}",
+        num_heads="${..encoder.num_heads}",
+        num_levels="${..encoder.num_levels}",
+        num_points="${..encoder.num_points}",
+        feedforward_dim="${..encoder.feedforward_dim}",
+        refine=False,
+        eps=1e-5,
+    ),
+    criterion=L(SetCriterion)(
+        matcher=L(HungarianMatcher)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0),
+        class_weight=2.0,
+        l1_weight=5.0,
+        giou_weight=2.0,
+    ),
+    two_stage=False,
+    num_classes=80,
+    num_queries=300,
+    pixel_mean=[123.675, 116.280, 103.530],
+    pixel_std=[58.395, 57.120, 57.375],
+    detections_per_image=100,
+)

@@ -1,0 +1,167 @@
+"""What holds of every family and variant."""
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import ImageList
+
+from clockdistill.modeling import Queries
+from tiny import VARIANTS, model_config, random_batch, random_queries, roughen, tiny
+
+variants = pytest.mark.parametrize("variant", VARIANTS)
+CLOSE = dict(rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variant", "num_classes", "count"),
+    [
+        ("dino", 80, 47_650_316),
+        ("deformable_detr", 80, 40_066_838),
+        # the official repository's head, with an output a number in COCO's list of categories
+        ("deformable_detr", 91, 40_069_665),
+        ("deformable_detr.refine", 91, 40_849_660),
+        ("deformable_detr.two_stage", 91, 41_181_529),
+    ],
+)
+def test_full_size_models_have_the_reference_implementations_parameters(variant, num_classes, count):
+    config = model_config(variant)
+    config.num_classes = num_classes
+    with torch.device("meta"):
+        model = instantiate(config)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@variants
+@pytest.mark.parametrize("counts", [(3, 0), (0, 0)], ids=["objects", "no objects"])
+def test_training_reaches_every_parameter(variant, counts):
+    model = tiny(variant)
+    losses = model(random_batch(counts=counts))
+    assert {"loss_class", "loss_bbox", "loss_giou", "loss_class_0"} <= losses.keys()
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@variants
+def test_extra_queries_change_neither_losses_nor_object_queries(variant):
+    model = roughen(tiny(variant)).train()
+    model.backbone.eval()
+    batch = random_batch(counts=(3, 1))
+    extra = random_queries(model, torch.tensor([[False, False, False], [False, True, True]]))
+    with torch.no_grad():
+        torch.manual_seed(0)
+        expected = model(batch)
+        torch.manual_seed(0)
+        losses, outputs = model(batch, extra=extra, with_outputs=True)
+        objects = model.decode(outputs.memory, model.propose(outputs.memory))
+        alone = model.decode(outputs.memory, extra)
+    torch.testing.assert_close(losses, expected, **CLOSE)
+    torch.testing.assert_close(outputs.objects, objects, **CLOSE)
+    torch.testing.assert_close(outputs.extra, alone, **CLOSE)
+
+
+@variants
+def test_padded_slots_change_nothing(variant):
+    model = roughen(tiny(variant)).eval()
+    with torch.no_grad():
+        memory = model.encode(model.preprocess(random_batch()[:1]))
+        padded = random_queries(model, torch.tensor([[False, False, True, True]]))
+        position = None if padded.position is None else padded.position[:, :2]
+        queries = Queries(padded.content[:, :2], padded.reference[:, :2], position=position)
+        expected = model.decode(memory, queries)
+        torch.testing.assert_close(model.decode(memory, padded).split([2, 2])[0], expected, **CLOSE)
+
+
+@variants
+def test_padding_changes_neither_memory_nor_queries(variant):
+    """Given the neck's maps. Before them, convolution and group norm see the padding, as in every DETR."""
+    model = roughen(tiny(variant)).eval()
+    if getattr(model, "proposal_norm", None) is not None:
+        # no unfit cell may be among the chosen
+        torch.nn.init.zeros_(model.proposal_norm.bias)
+
+    def encode(maps, masks):
+        memory = model.encoder(maps, masks, [model.position_embedding(mask) for mask in masks])
+        return memory, model.propose(memory)
+
+    levels = model.num_levels
+    shapes = [[(8, 12), (4, 6), (2, 3), (1, 2)][:levels], [(10, 7), (5, 4), (3, 2), (2, 1)][:levels]]
+    canvas = [(10, 14), (5, 7), (3, 4), (2, 2)][:levels]
+    alone = [[torch.randn(1, 32, *shape) for shape in image] for image in shapes]
+    maps = [torch.randn(2, 32, *shape) * 50 for shape in canvas]
+    masks = [torch.ones(2, *shape, dtype=torch.bool) for shape in canvas]
+    for image, sizes in enumerate(shapes):
+        for level, (height, width) in enumerate(sizes):
+            maps[level][image, :, :height, :width] = alone[image][level][0]
+            masks[level][image, :height, :width] = False
+    with torch.no_grad():
+        memory, queries = encode(maps, masks)
+        for image, sizes in enumerate(shapes):
+            no_padding = [torch.zeros(1, *shape, dtype=torch.bool) for shape in sizes]
+            expected, expected_queries = encode(alone[image], no_padding)
+            assert (expected_queries.reference < 1).all(), "no unfit cell may be among the chosen in this test"
+            valid = memory.tokens[image][~memory.padding_mask[image]]
+            torch.testing.assert_close(valid, expected.tokens[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(queries.reference[image], expected_queries.reference[0], rtol=1e-3, atol=1e-4)
+
+
+@variants
+def test_images_of_different_sizes_give_in_one_batch_what_each_gives_alone_on_that_canvas(variant):
+    """The canvas itself counts: DINO's position encoding of anchors sees it, as the reference implementation's does."""
+    model = roughen(tiny(variant)).eval()
+    batch = random_batch(sizes=((64, 96), (96, 64), (50, 70)), counts=(1, 1, 1))
+    images = model.preprocess(batch)
+    with torch.no_grad():
+        memory = model.encode(images)
+        together = model.decode(memory, model.propose(memory))
+        for i, size in enumerate(images.image_sizes):
+            memory = model.encode(ImageList(images.tensor[i : i + 1], [size]))
+            alone = model.decode(memory, model.propose(memory))
+            torch.testing.assert_close(together.logits[:, i], alone.logits[:, 0], **CLOSE)
+            torch.testing.assert_close(together.boxes[:, i], alone.boxes[:, 0], **CLOSE)
+
+
+@variants
+def test_every_layer_answers_every_query(variant):
+    model = tiny(variant, decoder_layers=3).eval()
+    with torch.no_grad():
+        memory = model.encode(model.preprocess(random_batch()))
+        logits, boxes = model.decode(memory, model.propose(memory))
+    assert logits.shape == (3, 2, 20, 3)
+    assert boxes.shape == (3, 2, 20, 4)
+    assert ((boxes > 0) & (boxes < 1)).all()
+
+
+@variants
+def test_instances_come_back_best_first_in_the_wanted_size(variant):
+    model = roughen(tiny(variant)).eval()
+    (batch,) = random_batch(sizes=((64, 96),), counts=(2,))
+    with torch.no_grad():
+        same = model([batch])[0]["instances"]
+        twice = model([{**batch, "height": 128, "width": 192}])[0]["instances"]
+    assert 0 < len(same) <= model.detections_per_image
+    assert (same.scores.diff() <= 0).all()
+    assert same.pred_classes.max() < model.num_classes
+    assert twice.image_size == (128, 192)
+    torch.testing.assert_close(twice.pred_boxes.tensor, same.pred_boxes.tensor * 2)
+
+
+@variants
+def test_padding_mask_and_valid_ratios_follow_image_sizes(variant):
+    model = tiny(variant)
+    memory = model.encode(ImageList.from_tensors([torch.rand(3, 128, 192), torch.rand(3, 64, 96)]))
+    assert memory.spatial_shapes.shape == (model.num_levels, 2)
+    assert memory.tokens.shape == (2, memory.spatial_shapes.prod(1).sum(), model.embed_dim)
+    height, width = memory.spatial_shapes[0].tolist()
+    finest = memory.padding_mask[1, : height * width].view(height, width)
+    assert not finest[: height // 2, : width // 2].any()
+    assert finest[height // 2 :].all()
+    assert finest[:, width // 2 :].all()
+    torch.testing.assert_close(memory.valid_ratios[1, 0], torch.tensor([0.5, 0.5]))
+
+
+def test_degenerate_boxes_are_dropped():
+    model = tiny()
+    batch = random_batch(counts=(3, 1))
+    batch[0]["instances"].gt_boxes.tensor[1, 2] = batch[0]["instances"].gt_boxes.tensor[1, 0]
+    assert [len(t.labels) for t in model.targets(batch)] == [2, 1]
