@@ -18,6 +18,9 @@ VARIANTS = {
     "deformable_detr": {},
     "deformable_detr.refine": {"decoder.refine": True},
     "deformable_detr.two_stage": {"decoder.refine": True, "two_stage": True},
+    "dab_detr": {},
+    "dab_detr.dc5": {"backbone.dilate_res5": True},
+    "dab_detr.patterns": {"num_patterns": 2, "num_queries": 10},
 }
 
 
@@ -32,8 +35,10 @@ def model_config(variant="dino"):
 def tiny_config(variant="dino", embed_dim=32, num_classes=3, decoder_layers=2):
     """The full-size config cut down: what tests run is what users train, but smaller."""
     model = model_config(variant)
-    model.backbone.update(depth=18, width=8, norm="BN", freeze_at=0)
-    model.neck.in_channels = [16, 32, 64][-len(model.neck.in_features) :]
+    # ResNet-18 knows no dilation
+    depth, expansion = (50, 4) if model.backbone.get("dilate_res5") else (18, 1)
+    model.backbone.update(depth=depth, width=8, norm="BN", freeze_at=0)
+    model.neck.in_channels = [expansion * c for c in (16, 32, 64)][-len(model.neck.in_features) :]
     model.encoder.update(embed_dim=embed_dim, num_layers=1, num_heads=4, feedforward_dim=64)
     model.decoder.num_layers = decoder_layers
     model.update(num_classes=num_classes, num_queries=min(20, model.num_queries))

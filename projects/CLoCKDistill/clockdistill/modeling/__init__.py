@@ -2,6 +2,7 @@
 
 from .backbone import build_resnet
 from .criterion import SetCriterion
+from .dab_detr import DABDETR, DABDecoder, DABEncoder
 from .deformable_detr import DeformableDETR, DeformableDETRDecoder
 from .denoising import ContrastiveDenoising
 from .detector import Detector
@@ -12,9 +13,12 @@ from .structures import Memory, Outputs, Predictions, Queries, Target
 from .transformer import DeformableDecoder, DeformableEncoder
 
 __all__ = [
+    "DABDETR",
     "DINO",
     "ChannelMapper",
     "ContrastiveDenoising",
+    "DABDecoder",
+    "DABEncoder",
     "DeformableDETR",
     "DeformableDETRDecoder",
     "DeformableDecoder",

@@ -16,21 +16,29 @@ class ChannelMapper(nn.Module):
         in_features: names of the backbone's maps to use, finest first.
         in_channels: their numbers of channels.
         num_levels: levels of the result, at least as many as features.
+        norm: group norm after the convolutions.
     """
 
-    def __init__(self, in_features: Sequence[str], in_channels: Sequence[int], embed_dim: int, num_levels: int):
+    def __init__(
+        self,
+        in_features: Sequence[str],
+        in_channels: Sequence[int],
+        embed_dim: int,
+        num_levels: int,
+        norm: bool = True,
+    ):
         super().__init__()
-        if embed_dim % NORM_GROUPS:
+        if norm and embed_dim % NORM_GROUPS:
             raise UserError(f"embed_dim {embed_dim} must be a multiple of {NORM_GROUPS}, the groups of the neck's norm")
         self.in_features = list(in_features)
         levels = [(c, dict(kernel_size=1)) for c in in_channels]
         for extra in range(num_levels - len(in_channels)):
             levels.append((in_channels[-1] if extra == 0 else embed_dim, dict(kernel_size=3, stride=2, padding=1)))
         self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, embed_dim, **kwargs), nn.GroupNorm(NORM_GROUPS, embed_dim))
+            nn.Sequential(nn.Conv2d(c, embed_dim, **kwargs), *([nn.GroupNorm(NORM_GROUPS, embed_dim)] if norm else []))
             for c, kwargs in levels
         )
-        for conv, _ in self.convs:
+        for conv, *_ in self.convs:
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
 

@@ -1,0 +1,47 @@
+"""DAB-DETR with a ResNet-50 and 80 classes (arXiv:2201.12329): 43.67 M parameters.
+
+DC5, the variant with twice the resolution, is `model.backbone.dilate_res5=True`. The temperature of 20 is that of the
+cells' encoding alone: the anchors' has 10000, as in the reference implementation.
+"""
+
+from detectron2.config import LazyCall as L
+
+from clockdistill.layers import PositionEmbeddingSine
+from clockdistill.modeling import (
+    DABDETR,
+    ChannelMapper,
+    DABDecoder,
+    DABEncoder,
+    HungarianMatcher,
+    SetCriterion,
+    build_resnet,
+)
+
+model = L(DABDETR)(
+    backbone=L(build_resnet)(
+        depth=50, norm="FrozenBN", freeze_at=1, out_features=["res5"], width=64, dilate_res5=False
+    ),
+    neck=L(ChannelMapper)(
+        in_features=["res5"], in_channels=[2048], embed_dim="${..encoder.embed_dim}", num_levels=1, norm=False
+    ),
+    position_embedding=L(PositionEmbeddingSine)(embed_dim="${..encoder.embed_dim}", temperature=20, offset=0.0),
+    encoder=L(DABEncoder)(num_layers=6, embed_dim=256, num_heads=8, feedforward_dim=2048),
+    decoder=L(DABDecoder)(
+        num_layers=6,
+        embed_dim="${..encoder.embed_dim}",
+        num_heads="${..encoder.num_heads}",
+        feedforward_dim="${..encoder.feedforward_dim}",
+    ),
+    criterion=L(SetCriterion)(
+        matcher=L(HungarianMatcher)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0),
+        class_weight=1.0,
+        l1_weight=5.0,
+        giou_weight=2.0,
+    ),
+    num_classes=80,
+    num_queries=300,
+    num_patterns=0,
+    pixel_mean=[123.675, 116.280, 103.530],
+    pixel_std=[58.395, 57.120, 57.375],
+    detections_per_image=300,
+)
