@@ -22,34 +22,47 @@ from clockdistill.distillation import (
 from clockdistill.engine import Trainer
 from clockdistill.errors import UserError
 from clockdistill.modeling import HungarianMatcher
-from tiny import random_batch, roughen, tiny_dino, tiny_dino_config
+from tiny import random_batch, roughen, tiny, tiny_config, tiny_dino
 
 WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
 
 
-def save_teacher(folder, **kwargs):
+# one variant for every way in which queries come by content and position
+VARIANTS = {
+    "dino": "denoising",
+    "deformable_detr": "random",
+    "deformable_detr.two_stage": "random",
+    "dab_detr": "random",
+}
+variants = pytest.mark.parametrize(("variant", "embedding"), VARIANTS.items())
+
+
+def save_teacher(folder, variant="dino", **kwargs):
     """Config and checkpoint of a random teacher, as the hook takes them."""
     config, checkpoint = str(Path(folder) / "teacher.yaml"), str(Path(folder) / "teacher.pth")
-    LazyConfig.save(OmegaConf.create({"model": tiny_dino_config(**kwargs)}, flags={"allow_objects": True}), config)
-    teacher = roughen(tiny_dino(seed=1, **kwargs), seed=1, scale=0.05)
+    LazyConfig.save(OmegaConf.create({"model": tiny_config(variant, **kwargs)}, flags={"allow_objects": True}), config)
+    teacher = roughen(tiny(variant, seed=1, **kwargs), seed=1, scale=0.05)
     torch.save({"model": teacher.state_dict()}, checkpoint)
     return dict(config=config, checkpoint=checkpoint)
 
 
-def make_hook(student, teacher, losses=None, embedding="denoising", period=0):
+def make_hook(student, teacher, losses=None, embedding="denoising", **kwargs):
     losses = losses or [MemoryLoss(1e-2, 1e-3), TargetAwareLogitLoss(**WEIGHTS)]
-    return DistillationHook(student=student, teacher=teacher, losses=losses, embedding=embedding, period=period)
+    kwargs = dict(period=0) | kwargs
+    return DistillationHook(student=student, teacher=teacher, losses=losses, embedding=embedding, **kwargs)
 
 
-def test_gradients_reach_student_and_projections_but_change_nothing_of_the_teacher(tmp_path):
-    student = tiny_dino()
-    hook = make_hook(student, save_teacher(tmp_path, embed_dim=64))
-    assert {name.split(".")[0] for name in hook.projections.state_dict()} == {"0", "content"}
+@variants
+def test_gradients_reach_student_and_projections_but_change_nothing_of_the_teacher(tmp_path, variant, embedding):
+    student = tiny(variant)
+    hook = make_hook(student, save_teacher(tmp_path, variant, embed_dim=64), embedding=embedding)
+    position = set() if student.encodes_boxes else {"position"}
+    assert {name.split(".")[0] for name in hook.projections.state_dict()} == {"0", "content"} | position
     before = copy.deepcopy(hook.teacher.state_dict())
     optimizer = torch.optim.AdamW([*student.parameters(), *hook.parameters()], 1e-3)
     for step in range(2):
         losses = hook.step_losses(student, random_batch(counts=(3, 0), seed=step))
-        assert {"loss_mem_object", "loss_mem_background", "loss_logit_class", "loss_class_dn"} <= losses.keys()
+        assert {"loss_mem_object", "loss_mem_background", "loss_logit_class", "loss_class"} <= losses.keys()
         optimizer.zero_grad()
         sum(losses.values()).backward()
         assert all(p.grad is not None for p in student.parameters())
@@ -65,13 +78,14 @@ def test_equal_widths_need_no_projection(tmp_path):
     assert list(make_hook(tiny_dino(), save_teacher(tmp_path)).parameters()) == []
 
 
-def test_terms_are_zero_for_a_student_that_is_its_teacher(tmp_path):
-    teacher = save_teacher(tmp_path)
-    student = instantiate(tiny_dino_config())
+@variants
+def test_terms_are_zero_for_a_student_that_is_its_teacher(tmp_path, variant, embedding):
+    teacher = save_teacher(tmp_path, variant)
+    student = instantiate(tiny_config(variant))
     student.load_state_dict(torch.load(teacher["checkpoint"], weights_only=True)["model"])
     matched = MatchedLogitLoss(HungarianMatcher(2, 5, 2), **WEIGHTS)
     for losses in (None, [matched]):
-        hook = make_hook(student, teacher, losses)
+        hook = make_hook(student, teacher, losses, embedding)
         # batch statistics are what a student has that its teacher does not
         student.train().backbone.eval()
         terms = hook.step_losses(student, random_batch())
@@ -80,9 +94,10 @@ def test_terms_are_zero_for_a_student_that_is_its_teacher(tmp_path):
                 assert value.item() == pytest.approx(0, abs=1e-4), name
 
 
-def test_distillation_leaves_the_detectors_own_losses_alone(tmp_path):
-    student, batch = tiny_dino(), random_batch()
-    hook = make_hook(student, save_teacher(tmp_path))
+@variants
+def test_distillation_leaves_the_detectors_own_losses_alone(tmp_path, variant, embedding):
+    student, batch = tiny(variant), random_batch()
+    hook = make_hook(student, save_teacher(tmp_path, variant), embedding=embedding)
     torch.manual_seed(5)
     plain = student(batch)
     torch.manual_seed(5)
@@ -144,16 +159,40 @@ def test_mixed_precision_is_near_full_precision(tmp_path, dtype):
 
 def test_a_teacher_with_other_levels_is_refused(tmp_path):
     teacher = save_teacher(tmp_path)
-    config = tiny_dino_config()
+    config = tiny_config()
     config.encoder.num_levels = 3
     with pytest.raises(UserError, match="4 levels and the student's 3"):
         make_hook(instantiate(config), teacher)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("deformable_detr.two_stage", "deformable_detr"), ("dino", "deformable_detr")]
+)
+def test_a_student_that_encodes_no_boxes_is_given_positions_whoever_teaches(tmp_path, theirs, ours):
+    student = roughen(tiny(ours))
+    hook = make_hook(student, save_teacher(tmp_path, theirs), embedding="random")
+    losses = hook.step_losses(student, random_batch())
+    losses["loss_logit_bbox"].backward()
+    assert all(p.grad.abs().sum() > 0 for p in hook.parameters())
+
+
+def test_a_student_that_encodes_boxes_is_given_no_positions(tmp_path):
+    student = tiny("deformable_detr.two_stage")
+    hook = make_hook(student, save_teacher(tmp_path, "deformable_detr"), embedding="random")
+    queries = hook.embedding(student.targets(random_batch()))
+    assert queries.position is not None
+    assert hook.translate(queries).position is None
+
+
+def test_a_teacher_without_denoising_has_no_embedding_of_it(tmp_path):
+    with pytest.raises(UserError, match=r"set distillation\.embedding=calibrated"):
+        make_hook(tiny("dab_detr"), save_teacher(tmp_path, "dab_detr"))
+
+
 def test_random_content_is_the_same_every_time(tmp_path):
     teacher = save_teacher(tmp_path)
-    first, second = (make_hook(tiny_dino(), teacher, embedding="random").content for _ in range(2))
-    assert torch.equal(first, second)
+    first, second = (make_hook(tiny_dino(), teacher, embedding="random").embedding for _ in range(2))
+    assert torch.equal(first.content.weight, second.content.weight)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +246,7 @@ def gradients(rank, world, folder, teacher, batch):
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
         torch.set_num_threads(1)
-    config = tiny_dino_config()
+    config = tiny_config()
     config.backbone.norm = "FrozenBN"
     # a rank's own random noise is not the joint batch's
     config.denoising.update(label_noise=0.0, box_noise=0.0)

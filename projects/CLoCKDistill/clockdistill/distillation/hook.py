@@ -1,7 +1,8 @@
 """The trainer hook that owns teacher, losses and projections."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from detectron2.config import instantiate
@@ -16,7 +17,17 @@ from ..errors import UserError
 from ..modeling import Detector, Outputs, Queries
 from ..modeling.weights import load_weights
 from .base import DistillationLoss
-from .logits import target_queries
+from .calibration import (
+    BoxEncoder,
+    TargetEmbedding,
+    calibrate,
+    calibration_path,
+    fingerprint,
+    load_embedding,
+    save_embedding,
+)
+
+SOURCES = ("denoising", "calibrated", "random")
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +68,13 @@ class DistillationHook(HookBase):
         teacher: `config`, a LazyConfig file with a `model`, and `checkpoint`, its weights.
         losses: what is distilled.
         embedding: where the target queries' content comes from: "denoising", the embedding that the teacher learnt in
-            denoising, or "random", an ablation.
+            denoising; "calibrated", one fitted to a teacher that learnt none, by `calibrate`; or "random", an ablation.
         period: iterations between measurements of every term's share of the gradient, which cost a backward pass a
             term; 0 for none.
+        calibration: `batches`, `steps` and `lr` of the function `calibrate`, where one is needed.
     """
+
+    asks_targets = False
 
     def __init__(
         self,
@@ -69,6 +83,7 @@ class DistillationHook(HookBase):
         losses: list[DistillationLoss],
         embedding: str,
         period: int,
+        calibration: dict[str, float] | None = None,
     ):
         self.teacher = load_teacher(teacher["config"], teacher["checkpoint"], student)
         self.losses = list(losses)
@@ -88,9 +103,18 @@ class DistillationHook(HookBase):
             if projection is not None:
                 self.projections[str(index)] = projection
         if self.asks_targets:
-            self.content = self.class_content(embedding)
+            if embedding == "calibrated" and calibration is None:
+                raise UserError("distillation.calibration is missing: set its batches, steps and lr")
+            self.embedding = self.make_embedding(embedding).to(self.teacher.device).requires_grad_(False)
+            self.calibration = calibration if embedding == "calibrated" else None
+            self.calibration_path = calibration_path(teacher["checkpoint"])
             if student_dim != teacher_dim:
                 self.projections["content"] = nn.Linear(teacher_dim, student_dim)
+            self.gives_position = not student.encodes_boxes
+            if self.gives_position and self.teacher.encodes_boxes:
+                self.projections["position"] = BoxEncoder(student_dim)
+            elif self.gives_position and student_dim != teacher_dim:
+                self.projections["position"] = nn.Linear(teacher_dim, student_dim)
         self.projections.to(student.device)
         self.wrapped = dict(self.projections)
         if comm.get_world_size() > 1:
@@ -98,17 +122,33 @@ class DistillationHook(HookBase):
         for index, loss in enumerate(self.losses):
             loss.projection = self.wrapped.get(str(index))
 
-    def class_content(self, embedding: str) -> Tensor:
-        """(num_classes, C_T), frozen."""
-        if embedding == "random":
-            generator = torch.Generator().manual_seed(0)
-            shape = self.teacher.num_classes, self.teacher.embed_dim
-            return torch.randn(shape, generator=generator).to(self.teacher.device)
-        if embedding != "denoising":
-            raise UserError(f'distillation.embedding is "{embedding}": choose "denoising" or "random"')
-        if self.teacher.label_embedding is None:
-            raise UserError("the teacher was trained without denoising: set distillation.embedding=random")
-        return self.teacher.label_embedding.weight.detach()
+    def make_embedding(self, source: str) -> TargetEmbedding:
+        if source not in SOURCES:
+            raise UserError(f'distillation.embedding is "{source}": choose one of {", ".join(SOURCES)}')
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            embedding = TargetEmbedding(self.teacher)
+        if source == "denoising":
+            if self.teacher.label_embedding is None:
+                raise UserError("the teacher was trained without denoising: set distillation.embedding=calibrated")
+            embedding.content.load_state_dict(self.teacher.label_embedding.state_dict())
+        return embedding
+
+    def calibrate(self, data: Iterable[list[dict]]) -> None:
+        """Fit the target queries to the teacher, where the config asks for it, or load them from an earlier run's file.
+
+        Args:
+            data: batches after augmentation.
+        """
+        if not self.asks_targets or self.calibration is None:
+            return
+        teacher = fingerprint(self.teacher)
+        found = load_embedding(self.embedding, self.calibration_path, teacher)
+        # with the file on one machine of several, all fit it again together
+        if not all(comm.all_gather(found)):
+            calibrate(self.embedding, self.teacher, data, **self.calibration)
+            if comm.is_main_process():
+                save_embedding(self.embedding, self.calibration_path, teacher)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Of the projections, to be optimised with the student."""
@@ -131,9 +171,8 @@ class DistillationHook(HookBase):
         targets = student.targets(data)
         asked_of_teacher = asked_of_student = None
         if self.asks_targets:
-            asked_of_teacher = target_queries(targets, self.content)
-            content = self.content if "content" not in self.wrapped else self.wrapped["content"](self.content)
-            asked_of_student = target_queries(targets, content)
+            asked_of_teacher = self.embedding(targets)
+            asked_of_student = self.translate(asked_of_teacher)
         theirs = self.ask_teacher(data, asked_of_teacher)
         losses, ours = model(data, extra=asked_of_student, with_outputs=True)
         terms = {}
@@ -145,6 +184,15 @@ class DistillationHook(HookBase):
         if self.period and self.trainer.iter % self.period == 0:
             self.log_gradient_shares({"det": sum(losses.values()), **terms}, student)
         return losses | terms
+
+    def translate(self, queries: Queries) -> Queries:
+        """The teacher's target queries as the student takes them: of its width, with a position where it makes none."""
+        content, position = queries.content, queries.position
+        if "content" in self.wrapped:
+            content = self.wrapped["content"](content)
+        if "position" in self.wrapped:
+            position = self.wrapped["position"](queries.reference if position is None else position)
+        return replace(queries, content=content, position=position if self.gives_position else None)
 
     @torch.no_grad()
     def ask_teacher(self, data: list[dict], queries: Queries | None) -> Outputs:

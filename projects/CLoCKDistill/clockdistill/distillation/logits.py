@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers import giou_loss
 from ..modeling import HungarianMatcher, Outputs, Predictions, Queries, Target
@@ -13,10 +13,15 @@ from ..modeling.structures import pad_targets
 from .base import DistillationLoss, at_least_float32
 
 
-def target_queries(targets: list[Target], content: Tensor) -> Queries:
-    """One query an object: its class's row of `content` (num_classes, C), its box as the reference."""
+def target_queries(targets: list[Target], content: Tensor, box_encoder: nn.Module | None = None) -> Queries:
+    """One query an object: its class's row of `content` (num_classes, C), its box as the reference.
+
+    Args:
+        box_encoder: from boxes (B, Q, 4) to positions (B, Q, C), for detectors whose decoder makes none of them.
+    """
     labels, boxes, padding = pad_targets(targets)
-    return Queries(content[labels], boxes, padding=padding)
+    position = None if box_encoder is None else box_encoder(boxes)
+    return Queries(content[labels], boxes, padding=padding, position=position)
 
 
 def bernoulli_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:

@@ -51,6 +51,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     evaluation = build_evaluation(cfg)
 
     distillation = build_distillation(cfg, model)
+    if distillation is not None:
+        distillation.calibrate(train_loader)
     optimizer = build_optimizer(cfg, model, distillation)
     ema = EMAHook(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
     eval_model = model if ema is None else ema.model

@@ -16,5 +16,7 @@ distillation = L(DistillationHook)(
         L(TargetAwareLogitLoss)(class_weight=1.0, l1_weight=5.0, giou_weight=2.0, temperature=1.0, confidence=True),
     ],
     embedding="denoising",
+    # for embedding="calibrated": batches of the training data, and Adam's steps on each
+    calibration=dict(batches=40, steps=10, lr=5e-3),
     period=200,
 )
