@@ -29,7 +29,11 @@ def test_config(path):
     assert Path(cfg.train.output_dir).name == path.stem
     if "_to_" in path.stem:
         teacher = load_config(cfg.distillation.teacher.config)
-        assert build(teacher).num_classes == model.num_classes
+        taught_by = build(teacher)
+        assert taught_by.num_classes == model.num_classes
+        assert taught_by.num_levels == model.num_levels
+        wanted = "calibrated" if taught_by.label_embedding is None else "denoising"
+        assert cfg.distillation.embedding == wanted
         assert teacher.dataloader.train.dataset.names == names[0]
 
 
@@ -37,10 +41,35 @@ def test_the_student_of_a_pair_is_the_plain_one():
     """Else a comparison of the two would compare more than distillation."""
     for path in PATHS:
         if "_to_" in path.stem:
-            plain = path.with_name("dino_" + path.stem.split("_to_")[1] + ".py")
+            plain = path.with_name(f"{path.parent.name}_{path.stem.split('_to_')[1]}.py")
             distilled, alone = load_config(str(path)), load_config(str(plain))
             for section in ("model", "optimizer", "lr_multiplier"):
                 assert distilled[section] == alone[section]
             assert distilled.dataloader.train == alone.dataloader.train
             for key in ("max_iter", "init_checkpoint", "seed", "clip_grad"):
                 assert distilled.train[key] == alone.train[key]
+
+
+@pytest.mark.parametrize(
+    ("config", "epochs", "rates"),
+    [
+        ("dino_r50_coco_12ep", 12, {1e-4, 1e-5}),
+        ("dab_detr_r50_coco_50ep", 50, {1e-4, 1e-5}),
+        ("deformable_detr_r50_coco_50ep", 50, {2e-4, 2e-5}),
+    ],
+)
+def test_a_familys_schedule_is_its_papers(config, epochs, rates):
+    cfg = load_config(str(next(path for path in PATHS if path.stem == config)))
+    images = cfg.train.max_iter * cfg.dataloader.train.total_batch_size
+    assert images / 118287 == pytest.approx(epochs, rel=1e-3)
+    cfg.optimizer.params.model = model = build(cfg)
+    optimizer = instantiate(cfg.optimizer)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {round(r, 9) for r in rate.values()} == rates
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        slow = "backbone" in name or (
+            "deformable" in config and ("sampling_offsets" in name or "reference_points" in name)
+        )
+        assert rate[id(parameter)] == pytest.approx(min(rates) if slow else max(rates)), name
