@@ -9,8 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import print_csv_format
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from clockdistill.data import KITTI_CLASSES, register_kitti
@@ -19,6 +23,7 @@ from clockdistill.data.kitti import read_labels
 from clockdistill.errors import UserError
 from clockdistill.evaluation.kitti import KITTIEvaluator
 from clockdistill.evaluation.kitti_metric import Detections, Labels, evaluate_kitti, recall_thresholds
+from tiny import CONFIGS
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 LEVELS = {"easy": (40, 0, 0.15), "moderate": (25, 1, 0.3), "hard": (25, 2, 0.5)}
@@ -551,3 +556,24 @@ def test_two_processes_give_the_results_of_one(kitti, tmp_path):
     assert process.exitcode == 0
     assert two["kitti"] == pytest.approx(one, abs=0, nan_ok=True)
     assert written(scene, f"{tmp_path}/output_2") == written(scene, output_dir)
+
+
+@pytest.mark.parametrize("name", ["kitti", "street"])
+def test_configs_have_both_metrics(kitti, tmp_path, monkeypatch, name):
+    scene, output_dir = kitti
+    os.rename(tmp_path / "kitti", tmp_path / {"kitti": "kitti", "street": "street_scenes"}[name])
+    cfg = LazyConfig.load(str(CONFIGS / "common" / "data" / f"{name}.py"))
+    cfg.train = dict(output_dir=output_dir)
+    classes = MetadataCatalog.get(f"{name}_val").thing_classes
+    detections = [(labels, [d for d in found if d[0] in classes]) for labels, found in scene]
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    evaluator.reset()
+    evaluator.process(*batch(detections, range(len(scene)), classes))
+    results = evaluator.evaluate()
+    assert list(results) == ["bbox", "kitti"]
+    assert results["bbox"]["AP"] > 1
+    assert len(results["kitti"]) == 18
+    print_csv_format(results)
+    with EventStorage() as storage:
+        storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        assert storage.latest()["kitti/Car/hard/AP40"] == (results["kitti"]["Car/hard/AP40"], 0)
