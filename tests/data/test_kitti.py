@@ -161,7 +161,6 @@ def test_coco_evaluation_is_perfect_for_the_truth_and_ignores_what_lies_on_regio
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     cfg = LazyConfig.load(str(CONFIGS / "common" / "data" / "kitti.py"))
     cfg.train = dict(output_dir=str(tmp_path / "output"))
-    cfg.dataloader.evaluator.output_dir = cfg.train.output_dir
     records = DatasetCatalog.get("kitti_val")
     on_region = [510.0, 172.0, 580.0, 188.0]
 

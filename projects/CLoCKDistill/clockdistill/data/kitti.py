@@ -29,7 +29,8 @@ def load_kitti(root: Path, split: str, classes: Sequence[str], mend: str = "set 
     """Detectron2's standard dictionaries of a split.
 
     Boxes are absolute (left, top, right, bottom). DontCare regions, and objects of KITTI's classes outside `classes`,
-    become one crowd region a class: training leaves them out, and detections on them are not counted as wrong.
+    become one crowd region a class: training leaves them out, and COCO's evaluation does not count detections on them
+    as wrong. For KITTI's own, annotations keep the line's `type`, `truncated` and `occluded`.
 
     Args:
         root: folder with `training` and perhaps `ImageSets`.
@@ -120,7 +121,7 @@ def read_labels(path: Path, classes: Sequence[str]) -> list[dict]:
                 f"{path}:{number} has an inverted or empty box ({left:g}, {top:g}, {right:g}, {bottom:g}): "
                 "it is left, top, right, bottom"
             )
-        common = dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, truncated=truncated, occluded=int(occluded))
+        common = dict(type=name, bbox=box, bbox_mode=BoxMode.XYXY_ABS, truncated=truncated, occluded=int(occluded))
         if name in classes:
             annotations.append(dict(common, category_id=classes.index(name), iscrowd=0))
         else:

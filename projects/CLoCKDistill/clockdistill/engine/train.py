@@ -97,7 +97,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 
 def do_test(cfg: DictConfig, model: nn.Module) -> dict:
-    """COCO results of a model on `cfg.dataloader.test`: printed, and in `<output_dir>/results.json`."""
+    """Results of a model on `cfg.dataloader.test`: printed, and in `<output_dir>/results.json`."""
     evaluation = build_evaluation(cfg)
     if not evaluation:
         raise UserError("the config has no dataloader.test with dataloader.evaluator: there is nothing to evaluate on")

@@ -3,10 +3,11 @@
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from omegaconf import OmegaConf
 
 from clockdistill.data import DetectionMapper
+from clockdistill.evaluation.kitti import KITTIEvaluator
 
 dataloader = OmegaConf.create()
 
@@ -32,10 +33,15 @@ dataloader.test = L(build_detection_test_loader)(
     num_workers=4,
 )
 
-dataloader.evaluator = L(COCOEvaluator)(
-    dataset_name="${..test.dataset.names}",
-    tasks=["bbox"],
-    output_dir="${train.output_dir}",
-    # the annotation file that a run before left in this folder may be of other labels
-    allow_cached_coco=False,
+dataloader.evaluator = L(DatasetEvaluators)(
+    evaluators=[
+        L(COCOEvaluator)(
+            dataset_name="${dataloader.test.dataset.names}",
+            tasks=["bbox"],
+            output_dir="${train.output_dir}",
+            # the annotation file that a run before left in this folder may be of other labels
+            allow_cached_coco=False,
+        ),
+        L(KITTIEvaluator)(dataset_name="${dataloader.test.dataset.names}", output_dir="${train.output_dir}"),
+    ]
 )
