@@ -1,9 +1,15 @@
 import time
 
 import pytest
+import torch
 from torch import nn
 
-from clockdistill.evaluation.benchmark import count_parameters, latency
+from clockdistill.evaluation.benchmark import blank_image, count_flops, count_parameters, latency
+from clockdistill.layers import MultiScaleDeformableAttention
+from clockdistill.layers.ms_deform_attn import by_grid_sample
+from clockdistill.modeling.dab_detr import CrossAttention, SelfAttention
+from clockdistill.modeling.transformer import AnchorDecoder
+from tiny import VARIANTS, tiny
 
 
 class Sleeper(nn.Module):
@@ -50,3 +56,81 @@ def test_images_come_one_by_one_and_models_take_turns():
 @pytest.mark.parametrize(("model", "expected"), [(nn.Linear(3, 5), 20), (nn.BatchNorm2d(4), 8)])
 def test_buffers_are_no_parameters(model, expected):
     assert count_parameters(model) == expected
+
+
+def flops_by_hand(module, inputs, kwargs, output):
+    """One module's multiply-adds by the formula of its kind, from the shapes that it saw."""
+    if isinstance(module, nn.Conv2d):
+        return output.numel() * module.weight[0].numel()
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
+    if isinstance(module, nn.BatchNorm2d):
+        return 2 * output.numel()
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        return 5 * output.numel()
+    if isinstance(module, nn.MultiheadAttention):
+        # its projections are no modules of their own: of queries, keys, values and results; then Q K^T and A V
+        queries, keys, width = inputs[0].shape[1], inputs[1].shape[1], module.embed_dim
+        return (2 * queries + 2 * keys) * width**2 + 2 * queries * keys * width
+    if isinstance(module, SelfAttention):
+        return 2 * inputs[0].shape[1] ** 2 * inputs[0].shape[2]
+    if isinstance(module, CrossAttention):
+        # content and position side by side: similarities are twice as wide as values
+        return 3 * inputs[0].shape[1] * inputs[3].tokens.shape[1] * inputs[0].shape[2]
+    if isinstance(module, MultiScaleDeformableAttention):
+        return 5 * inputs[0].numel() * module.num_levels * module.num_points
+    return 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_flops_are_those_of_the_formulas(variant):
+    model = tiny(variant).eval()
+    x = blank_image(96, 160)
+    expected, cells = [], []
+    for module in model.modules():
+        module.register_forward_hook(lambda *args: expected.append(flops_by_hand(*args)), with_kwargs=True)
+    model.neck.register_forward_hook(lambda module, inputs, maps: cells.extend(x[0, 0].numel() for x in maps))
+    with torch.no_grad():
+        model([x])
+    # the padding mask is resized to every level
+    wanted = sum(expected) + sum(cells)
+    if isinstance(model.decoder, AnchorDecoder):
+        # no output depends on the boxes that a further layer would start from
+        wanted -= 20 * (2 * model.embed_dim**2 + 4 * model.embed_dim)
+    assert count_flops(model, x) == wanted
+
+
+@pytest.mark.parametrize("variant", ["dino", "deformable_detr.two_stage"])
+def test_flops_grow_with_the_pixels_and_in_dense_attention_faster(variant):
+    counts = [count_flops(tiny(variant).eval(), blank_image(64 * n, 128)) for n in (1, 2, 3)]
+    assert counts[2] - counts[1] == counts[1] - counts[0] > 0
+    dense = [count_flops(tiny("dab_detr").eval(), blank_image(64 * n, 128)) for n in (1, 2, 3)]
+    assert dense[2] - dense[1] > dense[1] - dense[0]
+
+
+def test_flops_are_the_same_on_pure_pytorch(monkeypatch):
+    model, x = tiny("dino").eval(), blank_image(64, 96)
+    count = count_flops(model, x)
+    calls = []
+    monkeypatch.setattr(
+        "clockdistill.layers.attention.ms_deform_attn", lambda *args: calls.append(1) or by_grid_sample(*args)
+    )
+    assert count_flops(model, x) == count
+    assert calls
+    # and where the library was not built, but the operator is called by name
+    monkeypatch.setattr("clockdistill.layers.attention.ms_deform_attn", torch.ops.clockdistill.ms_deform_attn)
+    assert count_flops(model, x) == count
+
+
+def test_flops_of_a_fused_module_are_not_hidden():
+    class SelfAttending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, batch):
+            x = batch[0]["image"]
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    assert count_flops(SelfAttending().eval(), {"image": torch.zeros(1, 10, 16)}) == 4 * 10 * 16**2 + 2 * 10**2 * 16
+    assert torch.backends.mha.get_fastpath_enabled()
