@@ -29,6 +29,14 @@ NARROW = [
     "dataloader.train.total_batch_size=2",
 ]
 
+# a student that shares no level with its teacher
+ONE_FINE_LEVEL = (
+    "model.backbone.out_features=[res2]",
+    "model.neck.in_features=[res2]",
+    "model.neck.in_channels=[8]",
+    "model.encoder.num_levels=1",
+)
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -156,6 +164,7 @@ def prune_teacher(folder):
         (None, ("dataloader.train.dataset.names=streets",), "streets is not in Detectron2's catalog"),
         (None, ("dataloader.train.dataset.names=coco_2017_val", "model.num_classes=80"), "instances_val2017.json"),
         (None, ("model.encoder.embed_dim=100",), "embed_dim 100 must be a multiple of 32"),
+        (None, ONE_FINE_LEVEL, "levels of stride 8, 16, 32 and the student's of 4"),
         (None, ("train.max_itr=5",), "unknown config key train.max_itr"),
     ],
     ids=[
@@ -169,6 +178,7 @@ def prune_teacher(folder):
         "unknown data",
         "no COCO",
         "width",
+        "levels",
         "config key",
     ],
 )

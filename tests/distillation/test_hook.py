@@ -1,5 +1,4 @@
 import copy
-import os
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,11 @@ from clockdistill.distillation import (
     PlainFeatureLoss,
     TargetAwareLogitLoss,
 )
+from clockdistill.distillation.hook import pair_levels
 from clockdistill.engine import Trainer
 from clockdistill.errors import UserError
 from clockdistill.modeling import HungarianMatcher
+from distillation.test_memory import weights_by_loop
 from tiny import random_batch, roughen, tiny, tiny_config, tiny_dino
 
 WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
@@ -35,6 +36,17 @@ VARIANTS = {
     "dab_detr": "random",
 }
 variants = pytest.mark.parametrize(("variant", "embedding"), VARIANTS.items())
+# teacher, student, and the stride of the one level that they share, 0 where they share all
+CROSS = [
+    ("dino", "dab_detr", 32),
+    ("dino", "dab_detr.dc5", 16),
+    ("dab_detr", "dino", 32),
+    ("deformable_detr.two_stage", "dab_detr", 32),
+    ("dino", "deformable_detr", 0),
+]
+pairs = pytest.mark.parametrize(
+    ("theirs", "ours"), [(variant, variant) for variant in VARIANTS] + [(theirs, ours) for theirs, ours, _ in CROSS]
+)
 
 
 def save_teacher(folder, variant="dino", **kwargs):
@@ -52,10 +64,10 @@ def make_hook(student, teacher, losses=None, embedding="denoising", **kwargs):
     return DistillationHook(student=student, teacher=teacher, losses=losses, embedding=embedding, **kwargs)
 
 
-@variants
-def test_gradients_reach_student_and_projections_but_change_nothing_of_the_teacher(tmp_path, variant, embedding):
-    student = tiny(variant)
-    hook = make_hook(student, save_teacher(tmp_path, variant, embed_dim=64), embedding=embedding)
+@pairs
+def test_gradients_reach_student_and_projections_but_change_nothing_of_the_teacher(tmp_path, theirs, ours):
+    student = tiny(ours)
+    hook = make_hook(student, save_teacher(tmp_path, theirs, embed_dim=64), embedding=VARIANTS[theirs])
     position = set() if student.encodes_boxes else {"position"}
     assert {name.split(".")[0] for name in hook.projections.state_dict()} == {"0", "content"} | position
     before = copy.deepcopy(hook.teacher.state_dict())
@@ -157,12 +169,60 @@ def test_mixed_precision_is_near_full_precision(tmp_path, dtype):
         assert values[1][name] == pytest.approx(value, rel=0.05), name
 
 
-def test_a_teacher_with_other_levels_is_refused(tmp_path):
-    teacher = save_teacher(tmp_path)
-    config = tiny_config()
-    config.encoder.num_levels = 3
-    with pytest.raises(UserError, match="4 levels and the student's 3"):
-        make_hook(instantiate(config), teacher)
+@pytest.mark.parametrize(
+    ("teacher", "student", "expected"),
+    [
+        ([8, 16, 32, 64], [8, 16, 32, 64], ([0, 1, 2, 3], [0, 1, 2, 3])),
+        ([8, 16, 32, 64], [32], ([2], [0])),
+        ([16], [8, 16, 32], ([0], [1])),
+        ([4, 8, 16, 32, 64], [8, 16, 32, 64], ([1, 2, 3, 4], [0, 1, 2, 3])),
+        ([32, 16, 8], [8, 16, 32], ([0, 1, 2], [2, 1, 0])),
+        ([8, 16, 16, 32], [8, 16, 16, 32], ([0, 1, 2, 3], [0, 1, 2, 3])),
+        ([16], [32], ([0], [0])),
+        ([8, 16], [32], ([], [])),
+    ],
+)
+def test_levels_of_one_stride_are_compared(teacher, student, expected):
+    assert pair_levels(teacher, student) == expected
+
+
+@pytest.mark.parametrize(("theirs", "ours", "stride"), [pair for pair in CROSS if pair[2]])
+def test_memories_are_compared_on_the_level_that_both_have_and_there_alone(tmp_path, theirs, ours, stride):
+    student = roughen(tiny(ours), scale=0.05)
+    hook = make_hook(student, save_teacher(tmp_path, theirs, embed_dim=64), embedding=VARIANTS[theirs])
+    student.backbone.eval()
+    batch, canvas = random_batch(sizes=((128, 192), (96, 160))), (128, 192)
+    shape = [side // stride for side in canvas]
+    valid = [[[side // stride for side in x["image"].shape[1:]]] for x in batch]
+    objects, background = weights_by_loop(valid, [shape], student.targets(batch))
+
+    def level(model):
+        """The level's tokens (B, h * w, C), cut out of those of all levels."""
+        tokens = model.encode(model.preprocess(batch)).tokens
+        finer = [8, 16, 32, 64].index(stride) if model.num_levels > 1 else 0
+        start = sum((canvas[0] // s) * (canvas[1] // s) for s in [8, 16, 32, 64][:finer])
+        return tokens[:, start : start + shape[0] * shape[1]]
+
+    with torch.no_grad():
+        losses = hook.step_losses(student, batch)
+        distance = (level(hook.teacher) - hook.projections["0"](level(student))).square().sum(-1)
+    torch.testing.assert_close(losses["loss_mem_object"], 1e-2 * (objects * distance).sum() / 2, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        losses["loss_mem_background"], 1e-3 * (background * distance).sum() / 2, rtol=1e-4, atol=0
+    )
+
+
+def test_memories_without_a_common_level_are_refused(tmp_path):
+    """What asks nothing of the memories is not."""
+    config = tiny_config("dino")
+    config.encoder.num_levels = 2
+    config.neck.update(in_features=["res3", "res4"], in_channels=[16, 32])
+    student, teacher = instantiate(config), save_teacher(tmp_path, "dab_detr")
+    reason = r"levels of stride 32 and the student's of 8, 16, .*model\.neck\.in_features"
+    with pytest.raises(UserError, match=reason):
+        make_hook(student, teacher, embedding="random")
+    hook = make_hook(student, teacher, [TargetAwareLogitLoss(**WEIGHTS)], embedding="random")
+    assert hook.step_losses(student, random_batch())["loss_logit_class"] > 0
 
 
 @pytest.mark.parametrize(
@@ -241,15 +301,16 @@ def test_hook_is_made_from_a_config(tmp_path):
     assert isinstance(instantiate(node).losses[0], MemoryLoss)
 
 
-def gradients(rank, world, folder, teacher, batch):
-    """Gradients of student and projections on this rank's share of the batch, saved by rank 0."""
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-        torch.set_num_threads(1)
-    config = tiny_config()
+DISTRIBUTED = [("dino", "dino"), ("dino", "dab_detr"), ("dab_detr", "dino"), ("dab_detr", "deformable_detr")]
+
+
+def gradients(theirs, ours, folder, rank=0, world=1):
+    """Gradients of student and projections, by name, on this rank's share of a batch."""
+    config = tiny_config(ours)
     config.backbone.norm = "FrozenBN"
-    # a rank's own random noise is not the joint batch's
-    config.denoising.update(label_noise=0.0, box_noise=0.0)
+    if "denoising" in config:
+        # a rank's own random noise is not the joint batch's
+        config.denoising.update(label_noise=0.0, box_noise=0.0)
     torch.manual_seed(0)
     student = roughen(instantiate(config), scale=0.05)
     matcher = HungarianMatcher(2, 5, 2)
@@ -259,26 +320,50 @@ def gradients(rank, world, folder, teacher, batch):
         TargetAwareLogitLoss(**WEIGHTS),
         MatchedLogitLoss(matcher, **WEIGHTS),
     ]
-    hook = make_hook(student, teacher, losses)
+    teacher = {
+        name: f"{folder}/{theirs}/teacher.{suffix}" for name, suffix in (("config", "yaml"), ("checkpoint", "pth"))
+    }
+    hook = make_hook(student, teacher, losses, VARIANTS[theirs])
     for projection in hook.parameters():
         torch.nn.init.constant_(projection, 0.01)
     model = DistributedDataParallel(student) if world > 1 else student
-    share = len(batch) // world
-    losses = hook.step_losses(model, batch[rank * share : (rank + 1) * share])
-    sum(losses.values()).backward()
-    if rank == 0:
-        named = {**dict(student.named_parameters()), **dict(hook.projections.named_parameters())}
-        torch.save({name: p.grad for name, p in named.items()}, os.path.join(folder, f"gradients_{world}.pth"))
-    if world > 1:
-        dist.destroy_process_group()
-
-
-def test_two_processes_give_the_gradients_of_one_on_the_joint_batch(tmp_path):
-    teacher = save_teacher(tmp_path, embed_dim=64)
     batch = random_batch(sizes=((160, 192), (128, 192), (160, 192), (160, 176)), counts=(3, 0, 1, 5))
-    gradients(0, 1, str(tmp_path), teacher, batch)
-    mp.spawn(gradients, (2, str(tmp_path), teacher, batch), nprocs=2)
-    one, two = (torch.load(tmp_path / f"gradients_{world}.pth", weights_only=True) for world in (1, 2))
+    share = len(batch) // world
+    # the second step fails if a parameter took no part in the first
+    for _ in range(2):
+        model.zero_grad()
+        hook.projections.zero_grad()
+        losses = hook.step_losses(model, batch[rank * share : (rank + 1) * share])
+        sum(losses.values()).backward()
+    named = {**dict(student.named_parameters()), **dict(hook.projections.named_parameters())}
+    return {name: p.grad for name, p in named.items()}
+
+
+def work(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    for theirs, ours in DISTRIBUTED:
+        result = gradients(theirs, ours, folder, rank, world=2)
+        if rank == 0:
+            torch.save(result, f"{folder}/{theirs}_{ours}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """A folder with the teachers, and with the gradients of all pairs by two processes."""
+    folder = tmp_path_factory.mktemp("distributed")
+    for variant in dict(DISTRIBUTED):
+        (folder / variant).mkdir()
+        save_teacher(folder / variant, variant, embed_dim=64)
+    mp.spawn(work, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize(("theirs", "ours"), DISTRIBUTED)
+def test_two_processes_give_the_gradients_of_one_on_the_joint_batch(two_processes, theirs, ours):
+    one = gradients(theirs, ours, two_processes)
+    two = torch.load(two_processes / f"{theirs}_{ours}.pth", weights_only=True)
     assert one.keys() == two.keys()
     assert any(name.startswith("content") for name in one)
     for name, gradient in one.items():

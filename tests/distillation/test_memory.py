@@ -97,6 +97,19 @@ def test_a_box_on_cell_borders_covers_no_more_than_its_cells():
     assert objects.nonzero().tolist() == [[0, 61]]
 
 
+def test_some_levels_of_a_memory_are_a_memory():
+    memory = make_memory(SHAPES, VALID)
+    memory.position = torch.randn_like(memory.tokens)
+    some = memory.select([2, 0])
+    first, last = slice(0, 240), slice(300, 315)
+    for name in ("tokens", "features", "position", "padding_mask"):
+        whole = getattr(memory, name)
+        assert torch.equal(getattr(some, name), torch.cat((whole[:, last], whole[:, first]), 1))
+    assert some.spatial_shapes.tolist() == [[3, 5], [12, 20]]
+    assert some.level_start_index.tolist() == [0, 15]
+    assert torch.equal(some.valid_ratios, memory.valid_ratios[:, [2, 0]])
+
+
 def outputs_of(memory):
     return Outputs(memory, None, None)
 

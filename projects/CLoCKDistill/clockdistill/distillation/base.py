@@ -14,13 +14,17 @@ def at_least_float32(x: Tensor) -> Tensor:
 class DistillationLoss:
     """(teacher's outputs, student's outputs, targets) to named scalar losses.
 
+    The memories that it is given have the levels that can be compared, as many of the teacher's as of the student's.
+
     Attributes:
+        asks_memory: whether it compares memories.
         asks_targets: whether it needs both decoders' answers to target queries (`Outputs.extra`).
         asks_objects: whether it needs the teacher's object predictions (`Outputs.objects`).
         projection: from the student's width to the teacher's, (..., C_S) to (..., C_T), trained with the student; None
             where it needs none.
     """
 
+    asks_memory = False
     asks_targets = False
     asks_objects = False
     projection: nn.Module | None = None

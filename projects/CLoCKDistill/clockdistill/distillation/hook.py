@@ -1,7 +1,7 @@
 """The trainer hook that owns teacher, losses and projections."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -60,6 +60,29 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
     return teacher.eval().requires_grad_(False).to(student.device)
 
 
+def pair_levels(teacher: Sequence[int], student: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Which level of the teacher's memory is compared with which of the student's.
+
+    Those of the same stride are; levels that only one of the two has are not compared. Where no stride is shared, as by
+    one level of stride 32 and one of stride 16, memories of as many levels are compared in order.
+
+    Args:
+        teacher, student: the levels' strides.
+
+    Returns:
+        indices of the teacher's levels, and of the student's in the same order; empty where nothing can be compared.
+    """
+    theirs, ours = [], []
+    for index, stride in enumerate(teacher):
+        match = next((other for other, s in enumerate(student) if s == stride and other not in ours), None)
+        if match is not None:
+            theirs.append(index)
+            ours.append(match)
+    if not ours and len(teacher) == len(student):
+        return list(range(len(teacher))), list(range(len(student)))
+    return theirs, ours
+
+
 class DistillationHook(HookBase):
     """Adds the distillation losses to the detector's own at every step.
 
@@ -91,11 +114,16 @@ class DistillationHook(HookBase):
         self.asks_targets = any(loss.asks_targets for loss in self.losses)
         self.asks_objects = any(loss.asks_objects for loss in self.losses)
         student_dim, teacher_dim = student.embed_dim, self.teacher.embed_dim
-        if student.num_levels != self.teacher.num_levels:
+        self.teacher_levels, self.student_levels = pair_levels(self.teacher.strides, student.strides)
+        if not self.student_levels and any(loss.asks_memory for loss in self.losses):
+            theirs, ours = (", ".join(map(str, model.strides)) for model in (self.teacher, student))
             raise UserError(
-                f"the teacher's memory has {self.teacher.num_levels} levels and the student's {student.num_levels}: "
-                "set model.encoder.num_levels and model.neck to the teacher's"
+                f"the teacher's memory has levels of stride {theirs} and the student's of {ours}, none of which they "
+                "share: choose others by the student's model.neck.in_features, or leave out the losses that compare "
+                "memories"
             )
+        strides = ", ".join(str(student.strides[level]) for level in self.student_levels)
+        logger.info(f"Memories are compared on the student's levels of stride {strides or 'none'}")
 
         self.projections = nn.ModuleDict()
         for index, loss in enumerate(self.losses):
@@ -175,6 +203,9 @@ class DistillationHook(HookBase):
             asked_of_student = self.translate(asked_of_teacher)
         theirs = self.ask_teacher(data, asked_of_teacher)
         losses, ours = model(data, extra=asked_of_student, with_outputs=True)
+        if self.student_levels:
+            theirs = replace(theirs, memory=theirs.memory.select(self.teacher_levels))
+            ours = replace(ours, memory=ours.memory.select(self.student_levels))
         terms = {}
         for loss in self.losses:
             new = loss(theirs, ours, targets)

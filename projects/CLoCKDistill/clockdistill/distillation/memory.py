@@ -67,6 +67,8 @@ class FeatureLoss(DistillationLoss):
         feature: "tokens", the encoder's memory, or "features", the backbone's maps after the neck.
     """
 
+    asks_memory = True
+
     def __init__(self, feature: str):
         if feature not in NAMES:
             raise UserError(f"the feature of a distillation loss is one of {', '.join(NAMES)}, and not {feature}")

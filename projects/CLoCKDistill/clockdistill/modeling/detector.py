@@ -19,7 +19,7 @@ class Detector(nn.Module):
 
     Args:
         backbone: a Detectron2 backbone.
-        neck: from the backbone's maps to the levels, (B, C, H_l, W_l) each.
+        neck: from the backbone's maps to the levels, (B, C, H_l, W_l) each; see `ChannelMapper`.
         position_embedding: of C channels.
         encoder: from levels, padding masks and position encodings to the memory.
         decoder: what the family's `decode` makes use of.
@@ -70,6 +70,11 @@ class Detector(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    @property
+    def strides(self) -> list[int]:
+        """Pixels of the image that a cell of each of the memory's levels is wide."""
+        return self.neck.strides(self.backbone.output_shape())
 
     def encode(self, images: ImageList) -> Memory:
         """Images to the encoder's memory."""

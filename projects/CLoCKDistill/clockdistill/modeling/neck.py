@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -51,3 +52,10 @@ class ChannelMapper(nn.Module):
             extra = conv(extra)
             levels.append(extra)
         return levels
+
+    def strides(self, shapes: dict[str, ShapeSpec]) -> list[int]:
+        """Pixels of the image a cell of every level is wide, for a backbone of these output shapes."""
+        strides = [shapes[name].stride for name in self.in_features]
+        for _ in self.convs[len(strides) :]:
+            strides.append(2 * strides[-1])
+        return strides

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +32,27 @@ class Memory:
     level_start_index: Tensor
     valid_ratios: Tensor
     position: Tensor | None = None
+
+    def select(self, levels: Sequence[int]) -> Memory:
+        """The memory of some of the levels, by their index, in the order given."""
+        if list(levels) == list(range(len(self.spatial_shapes))):
+            return self
+        sizes = self.spatial_shapes.prod(1).tolist()
+
+        def cut(x: Tensor) -> Tensor:
+            parts = x.split(sizes, 1)
+            return torch.cat([parts[level] for level in levels], 1)
+
+        shapes = self.spatial_shapes[list(levels)]
+        return Memory(
+            tokens=cut(self.tokens),
+            features=cut(self.features),
+            padding_mask=cut(self.padding_mask),
+            spatial_shapes=shapes,
+            level_start_index=shapes.prod(1).cumsum(0) - shapes.prod(1),
+            valid_ratios=self.valid_ratios[:, list(levels)],
+            position=None if self.position is None else cut(self.position),
+        )
 
 
 @dataclass
