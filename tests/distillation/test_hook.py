@@ -102,7 +102,7 @@ def test_terms_are_zero_for_a_student_that_is_its_teacher(tmp_path, variant, emb
         student.train().backbone.eval()
         terms = hook.step_losses(student, random_batch())
         for name, value in terms.items():
-            if name.startswith(("loss_mem", "loss_logit")):
+            if name.startswith(("loss_mem", "loss_logit", "loss_matched")):
                 assert value.item() == pytest.approx(0, abs=1e-4), name
 
 
