@@ -1,5 +1,6 @@
 """Every config that is shipped can be built, and fits the teacher and the data that it names."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 
 import clockdistill.data  # noqa: F401  registers the data sets
+from clockdistill.distillation.hook import pair_levels
 from clockdistill.engine import load_config
 from tiny import CONFIGS
 
@@ -19,6 +21,13 @@ def build(cfg):
         return instantiate(cfg.model)
 
 
+def plain_name(path):
+    """Of the config of the same detector without distillation. A pair from two families names both."""
+    student = path.stem.split("_to_")[-1]
+    family = path.parent.name
+    return student if student.startswith(family) else f"{family}_{student}"
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_config(path):
     cfg = load_config(str(path))
@@ -27,11 +36,16 @@ def test_config(path):
     names = cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names
     assert {len(MetadataCatalog.get(name).thing_classes) for name in names} == {model.num_classes}
     assert Path(cfg.train.output_dir).name == path.stem
+    depth = int(re.search(r"_r(\d+)", plain_name(path))[1])
+    assert cfg.model.backbone.depth == depth
+    if "download.pytorch.org" in cfg.train.init_checkpoint:
+        assert f"/resnet{depth}-" in cfg.train.init_checkpoint
     if "_to_" in path.stem:
         teacher = load_config(cfg.distillation.teacher.config)
         taught_by = build(teacher)
         assert taught_by.num_classes == model.num_classes
-        assert taught_by.num_levels == model.num_levels
+        assert all(pair_levels(taught_by.strides, model.strides))
+        assert Path(cfg.distillation.teacher.config).stem.startswith(path.stem.split("_to_")[0])
         wanted = "calibrated" if taught_by.label_embedding is None else "denoising"
         assert cfg.distillation.embedding == wanted
         assert teacher.dataloader.train.dataset.names == names[0]
@@ -41,7 +55,7 @@ def test_the_student_of_a_pair_is_the_plain_one():
     """Else a comparison of the two would compare more than distillation."""
     for path in PATHS:
         if "_to_" in path.stem:
-            plain = path.with_name(f"{path.parent.name}_{path.stem.split('_to_')[1]}.py")
+            plain = path.with_name(f"{plain_name(path)}.py")
             distilled, alone = load_config(str(path)), load_config(str(plain))
             for section in ("model", "optimizer", "lr_multiplier"):
                 assert distilled[section] == alone[section]
@@ -51,17 +65,20 @@ def test_the_student_of_a_pair_is_the_plain_one():
 
 
 @pytest.mark.parametrize(
-    ("config", "epochs", "rates"),
+    ("config", "epochs", "drop", "rates"),
     [
-        ("dino_r50_coco_12ep", 12, {1e-4, 1e-5}),
-        ("dab_detr_r50_coco_50ep", 50, {1e-4, 1e-5}),
-        ("deformable_detr_r50_coco_50ep", 50, {2e-4, 2e-5}),
+        ("dino_r50_coco_12ep", 12, 11, {1e-4, 1e-5}),
+        ("dino_r50_coco_24ep", 24, 20, {1e-4, 1e-5}),
+        ("dab_detr_r50_coco_50ep", 50, 40, {1e-4, 1e-5}),
+        ("deformable_detr_r50_coco_50ep", 50, 40, {2e-4, 2e-5}),
     ],
 )
-def test_a_familys_schedule_is_its_papers(config, epochs, rates):
+def test_a_familys_schedule_is_its_papers(config, epochs, drop, rates):
     cfg = load_config(str(next(path for path in PATHS if path.stem == config)))
     images = cfg.train.max_iter * cfg.dataloader.train.total_batch_size
     assert images / 118287 == pytest.approx(epochs, rel=1e-3)
+    multiplier = instantiate(cfg.lr_multiplier)
+    assert [multiplier((drop + late) / epochs) for late in (-0.01, 0.01)] == [1, 0.1]
     cfg.optimizer.params.model = model = build(cfg)
     optimizer = instantiate(cfg.optimizer)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
