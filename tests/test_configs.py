@@ -1,5 +1,6 @@
 """Every config that is shipped can be built, and fits the teacher and the data that it names."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from tiny import CONFIGS
 PATHS = sorted(path for path in CONFIGS.rglob("*.py") if path.parent.name != "data" and "common" not in path.parts)
 
 
-def build(cfg):
+@functools.cache
+def load(path):
+    """A config and its model, without memory for the weights; a teacher serves several students."""
+    cfg = load_config(path)
     with torch.device("meta"):
-        return instantiate(cfg.model)
+        return cfg, instantiate(cfg.model)
 
 
 def plain_name(path):
@@ -30,8 +34,7 @@ def plain_name(path):
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_config(path):
-    cfg = load_config(str(path))
-    model = build(cfg)
+    cfg, model = load(str(path))
     # COCO's metadata belongs to Detectron2, which says "things" where KITTI's says classes
     names = cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names
     assert {len(MetadataCatalog.get(name).thing_classes) for name in names} == {model.num_classes}
@@ -41,8 +44,7 @@ def test_config(path):
     if "download.pytorch.org" in cfg.train.init_checkpoint:
         assert f"/resnet{depth}-" in cfg.train.init_checkpoint
     if "_to_" in path.stem:
-        teacher = load_config(cfg.distillation.teacher.config)
-        taught_by = build(teacher)
+        teacher, taught_by = load(cfg.distillation.teacher.config)
         assert taught_by.num_classes == model.num_classes
         assert all(pair_levels(taught_by.strides, model.strides))
         assert Path(cfg.distillation.teacher.config).stem.startswith(path.stem.split("_to_")[0])
@@ -56,7 +58,7 @@ def test_the_student_of_a_pair_is_the_plain_one():
     for path in PATHS:
         if "_to_" in path.stem:
             plain = path.with_name(f"{plain_name(path)}.py")
-            distilled, alone = load_config(str(path)), load_config(str(plain))
+            (distilled, _), (alone, _) = load(str(path)), load(str(plain))
             for section in ("model", "optimizer", "lr_multiplier"):
                 assert distilled[section] == alone[section]
             assert distilled.dataloader.train == alone.dataloader.train
@@ -74,12 +76,14 @@ def test_the_student_of_a_pair_is_the_plain_one():
     ],
 )
 def test_a_familys_schedule_is_its_papers(config, epochs, drop, rates):
-    cfg = load_config(str(next(path for path in PATHS if path.stem == config)))
+    path = str(next(path for path in PATHS if path.stem == config))
+    # not the one that others read: the model goes into it
+    cfg, (_, model) = load_config(path), load(path)
     images = cfg.train.max_iter * cfg.dataloader.train.total_batch_size
     assert images / 118287 == pytest.approx(epochs, rel=1e-3)
     multiplier = instantiate(cfg.lr_multiplier)
     assert [multiplier((drop + late) / epochs) for late in (-0.01, 0.01)] == [1, 0.1]
-    cfg.optimizer.params.model = model = build(cfg)
+    cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {round(r, 9) for r in rate.values()} == rates

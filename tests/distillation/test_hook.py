@@ -86,8 +86,10 @@ def test_gradients_reach_student_and_projections_but_change_nothing_of_the_teach
     assert not hook.teacher.training
 
 
-def test_equal_widths_need_no_projection(tmp_path):
-    assert list(make_hook(tiny_dino(), save_teacher(tmp_path)).parameters()) == []
+@variants
+def test_equal_widths_need_no_projection(tmp_path, variant, embedding):
+    hook = make_hook(tiny(variant), save_teacher(tmp_path, variant), embedding=embedding)
+    assert list(hook.parameters()) == []
 
 
 @variants
@@ -137,9 +139,10 @@ def test_gradient_shares_sum_to_one_and_follow_the_weights(tmp_path):
     assert ratios[1] / ratios[0] == pytest.approx(10, rel=1e-3)
 
 
-def test_state_holds_the_projections(tmp_path):
-    teacher = save_teacher(tmp_path, embed_dim=64)
-    first, second = (make_hook(tiny_dino(), teacher) for _ in range(2))
+@pairs
+def test_state_holds_the_projections(tmp_path, theirs, ours):
+    teacher = save_teacher(tmp_path, theirs, embed_dim=64)
+    first, second = (make_hook(tiny(ours), teacher, embedding=VARIANTS[theirs]) for _ in range(2))
     second.load_state_dict(first.state_dict())
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -151,12 +154,13 @@ def test_losses_of_one_name_are_refused(tmp_path):
         hook.step_losses(tiny_dino(), random_batch())
 
 
+@variants
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_mixed_precision_is_near_full_precision(tmp_path, dtype):
-    teacher, values = save_teacher(tmp_path, embed_dim=64), []
+def test_mixed_precision_is_near_full_precision(tmp_path, dtype, variant, embedding):
+    teacher, values = save_teacher(tmp_path, variant, embed_dim=64), []
     for enabled in (False, True):
-        student = tiny_dino()
-        hook = make_hook(student, teacher)
+        student = tiny(variant)
+        hook = make_hook(student, teacher, embedding=embedding)
         torch.manual_seed(0)
         for projection in hook.parameters():
             torch.nn.init.constant_(projection, 0.01)
@@ -301,7 +305,13 @@ def test_hook_is_made_from_a_config(tmp_path):
     assert isinstance(instantiate(node).losses[0], MemoryLoss)
 
 
-DISTRIBUTED = [("dino", "dino"), ("dino", "dab_detr"), ("dab_detr", "dino"), ("dab_detr", "deformable_detr")]
+DISTRIBUTED = [
+    ("dino", "dino"),
+    ("dino", "dab_detr"),
+    ("dab_detr", "dino"),
+    ("dab_detr", "deformable_detr"),
+    ("deformable_detr.two_stage", "deformable_detr.two_stage"),
+]
 
 
 def gradients(theirs, ours, folder, rank=0, world=1):

@@ -5,9 +5,10 @@ import torch
 from torchvision.ops import box_convert, generalized_box_iou
 
 from clockdistill.distillation import MatchedLogitLoss, TargetAwareLogitLoss
+from clockdistill.distillation.calibration import TargetEmbedding
 from clockdistill.distillation.logits import bernoulli_kl, spread_layers, target_queries
 from clockdistill.modeling import HungarianMatcher, Outputs, Predictions, Target
-from tiny import random_batch, roughen, tiny_dino
+from tiny import VARIANTS, random_batch, roughen, tiny
 
 WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
 
@@ -105,14 +106,15 @@ def test_target_queries_are_class_content_at_the_objects_boxes():
     torch.testing.assert_close(queries.reference[1, 0], targets[1].boxes[0])
 
 
-def test_zero_for_a_student_that_is_its_teacher():
-    model = roughen(tiny_dino()).eval()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_zero_for_a_student_that_is_its_teacher(variant):
+    model = roughen(tiny(variant)).eval()
     batch = random_batch()
     targets = model.targets(batch)
     with torch.no_grad():
         memory = model.encode(model.preprocess(batch))
         objects = model.decode(memory, model.propose(memory))
-        extra = model.decode(memory, target_queries(targets, model.label_embedding.weight))
+        extra = model.decode(memory, TargetEmbedding(model)(targets))
     outputs = Outputs(memory, objects, extra)
     for loss in (TargetAwareLogitLoss(**WEIGHTS), MatchedLogitLoss(HungarianMatcher(2, 5, 2), **WEIGHTS)):
         for name, value in loss(outputs, outputs, targets).items():

@@ -7,7 +7,7 @@ from clockdistill.distillation import MemoryLoss, PlainFeatureLoss
 from clockdistill.distillation.memory import location_and_scale_weights, resize_levels
 from clockdistill.errors import UserError
 from clockdistill.modeling import Memory, Outputs, Target
-from tiny import random_batch, roughen, tiny_dino
+from tiny import VARIANTS, random_batch, roughen, tiny
 
 
 def make_memory(shapes, valid, channels=3, dtype=torch.float32):
@@ -147,8 +147,9 @@ def test_gradcheck(loss):
     )
 
 
-def test_zero_for_a_student_that_is_its_teacher():
-    model = roughen(tiny_dino()).eval()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_zero_for_a_student_that_is_its_teacher(variant):
+    model = roughen(tiny(variant)).eval()
     batch = random_batch()
     outputs = outputs_of(model.encode(model.preprocess(batch)))
     for loss in (MemoryLoss(1.0, 1.0), PlainFeatureLoss(1.0)):

@@ -163,8 +163,9 @@ def test_padding_mask_and_valid_ratios_follow_image_sizes(variant):
     torch.testing.assert_close(memory.valid_ratios[1, 0], torch.tensor([0.5, 0.5]))
 
 
-def test_degenerate_boxes_are_dropped():
-    model = tiny()
+@variants
+def test_degenerate_boxes_are_dropped(variant):
+    model = tiny(variant)
     batch = random_batch(counts=(3, 1))
     batch[0]["instances"].gt_boxes.tensor[1, 2] = batch[0]["instances"].gt_boxes.tensor[1, 0]
     assert [len(t.labels) for t in model.targets(batch)] == [2, 1]
