@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import default_argument_parser
 
 import make_street_scenes
 import train_net
 from clockdistill.engine import load_config, run
-from tiny import CONFIGS
+from distillation.test_hook import save_teacher
+from tiny import CONFIGS, tiny_config
 
 STUDENT, TEACHER = CONFIGS / "dino" / "dino_r18w8_street.py", CONFIGS / "dino" / "dino_r18w20_street.py"
 DISTILLED = CONFIGS / "dino" / "dino_r18w20_to_r18w8_street.py"
@@ -126,6 +127,36 @@ def call(place, output, config, *options):
     """Exit status of train_net.py, within this process."""
     args = default_argument_parser().parse_args(arguments(place, output, config, *options))
     return run(train_net.main, args)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "embedding"),
+    [
+        ("deformable_detr", "deformable_detr", "calibrated"),
+        ("dab_detr", "dab_detr", "calibrated"),
+        ("dino", "dab_detr", "denoising"),
+    ],
+)
+def test_any_family_is_distilled_resumed_and_evaluated(place, tmp_path, monkeypatch, theirs, ours, embedding):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(place))
+    cfg = load_config(str(CONFIGS / ours / f"{ours}_r50_to_r18_kitti_50ep.py"))
+    cfg.model = tiny_config(ours, num_classes=5)
+    cfg.dataloader = load_config(str(STUDENT)).dataloader
+    cfg.distillation.update(embedding=embedding, calibration=dict(batches=1, steps=1, lr=1e-3))
+    cfg.distillation.teacher = save_teacher(tmp_path, theirs, num_classes=5)
+    distilled, plain, output = tmp_path / "distilled.yaml", tmp_path / "plain.yaml", tmp_path / "output"
+    LazyConfig.save(cfg, str(distilled))
+    del cfg.distillation
+    LazyConfig.save(cfg, str(plain))
+
+    assert call(place, output, distilled, "train.max_iter=2", "train.eval_period=0") == 0
+    assert (tmp_path / "teacher.targets.pth").is_file() == (embedding == "calibrated")
+    assert call(place, output, distilled, "--resume", "train.max_iter=3", "train.eval_period=0") == 0
+    saved = torch.load(output / "model_final.pth", weights_only=True)
+    assert saved["iteration"] == 2
+    assert saved["model"].keys() == instantiate(cfg.model).state_dict().keys()
+    assert call(place, output, plain, "--eval-only", f"train.init_checkpoint={output / 'model_final.pth'}") == 0
+    assert "AP" in json.loads((output / "results.json").read_text())["bbox"]
 
 
 def lose_data(folder):
