@@ -25,10 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.kitti import DONT_CARE
+from ..data.kitti import DONT_CARE, NEIGHBOUR
 
 MIN_OVERLAP = {"Car": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
-NEIGHBOUR = {"Car": "Van", "Pedestrian": "Person_sitting"}
 RECALL_STEPS = 40
 
 
