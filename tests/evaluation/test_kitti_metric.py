@@ -497,7 +497,7 @@ def test_labels_reach_the_metric_whatever_the_classes(kitti):
     for labels, (rows, _) in zip(evaluator.labels, scene, strict=True):
         known = [row for row in rows if row[0] in (*classes, "Van", "DontCare")]
         assert labels.types.tolist() == [row[0] for row in known]
-        assert labels.boxes.tolist() == [list(map(float, row[3:])) for row in rows]
+        assert labels.boxes.tolist() == [list(map(float, row[3:])) for row in known]
     scene = [(labels, [d for d in detections if d[0] in classes]) for labels, detections in scene]
     evaluator.reset()
     evaluator.process(*batch(scene, range(len(scene)), classes))

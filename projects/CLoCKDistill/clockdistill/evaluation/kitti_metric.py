@@ -39,6 +39,10 @@ class Difficulty:
     max_occluded: int
     max_truncated: float
 
+    def admits(self, height, occluded, truncated):
+        """Whether objects count: of numbers, or of arrays of them."""
+        return (height >= self.min_height) & (occluded <= self.max_occluded) & (truncated <= self.max_truncated)
+
 
 DIFFICULTIES = {
     "easy": Difficulty(40, 0, 0.15),
@@ -88,12 +92,7 @@ class Frame:
 
     def ignored(self, difficulty: Difficulty) -> np.ndarray:
         """(n,) bool"""
-        return (
-            self.is_neighbour
-            | (self.heights < difficulty.min_height)
-            | (self.occluded > difficulty.max_occluded)
-            | (self.truncated > difficulty.max_truncated)
-        )
+        return self.is_neighbour | ~difficulty.admits(self.heights, self.occluded, self.truncated)
 
 
 def evaluate_kitti(
