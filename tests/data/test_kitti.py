@@ -3,11 +3,12 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 import clockdistill.data  # noqa: F401  registers the data sets
-from clockdistill.data import DetectionMapper, load_kitti
+from clockdistill.data import DetectionMapper, load_kitti, register_by_name
 from clockdistill.errors import UserError
 from tiny import CONFIGS
 
@@ -48,14 +49,40 @@ def test_real_lines_become_standard_dictionaries(tmp_path):
     assert empty["annotations"] == []
 
 
-def test_regions_and_other_classes_are_crowds_of_every_class(tmp_path):
-    make_kitti(tmp_path, [f"{CAR}\n{DONT_CARE}\n{MISC}\n"])
+@pytest.mark.parametrize(
+    ("classes", "objects", "ignored"),
+    [
+        ("all", "Car0 Van1 Pedestrian3 Person_sitting4 Misc7", [("DontCare", k) for k in range(8)]),
+        (
+            "three",
+            "Car0 Pedestrian1",
+            [("Van", 0), ("Person_sitting", 1), ("DontCare", 0), ("DontCare", 1), ("DontCare", 2)],
+        ),
+        ("Pedestrian+Misc", "Pedestrian0 Misc1", [("Person_sitting", 0), ("DontCare", 0), ("DontCare", 1)]),
+        (
+            "Van:Car+Car+Pedestrian:Person",
+            "Car0 Van0 Pedestrian1",
+            [("Person_sitting", 1), ("DontCare", 0), ("DontCare", 1)],
+        ),
+    ],
+)
+def test_class_sets(tmp_path, classes, objects, ignored):
+    lines = [CAR.replace("Car", name) for name in ("Car", "Van", "Pedestrian", "Person_sitting")]
+    make_kitti(tmp_path, ["\n".join([*lines, MISC, DONT_CARE])])
     write_splits(tmp_path, train=["000000"])
-    (record,) = load_kitti(tmp_path, "train", CLASSES)
-    crowds = [a for a in record["annotations"] if a["iscrowd"]]
-    assert [a["category_id"] for a in crowds] == [0, 1, 0, 1]
-    mapper = DetectionMapper(is_train=True, augmentations=[], image_format="RGB")
-    assert len(mapper(record)["instances"]) == 1
+    name = f"kitti:{tmp_path}:train:{classes}"
+    register_by_name(name)
+    (record,) = DatasetCatalog.get(name)
+    annotations = record["annotations"]
+    assert objects.split() == [f"{a['type']}{a['category_id']}" for a in annotations if not a["iscrowd"]]
+    assert ignored == [(a["type"], a["category_id"]) for a in annotations if a["iscrowd"]]
+    assert len(MetadataCatalog.get(name).thing_classes) == {"all": 8, "three": 3}.get(classes, 2)
+
+    mapped = DetectionMapper(is_train=True, augmentations=[T.RandomFlip(prob=1)], image_format="RGB")(record)
+    assert len(mapped["instances"]) == len(objects.split())
+    assert mapped["ignored"].gt_classes.tolist() == [label for _, label in ignored]
+    left, top, right, bottom = annotations[-1]["bbox"]
+    assert mapped["ignored"].gt_boxes.tensor[-1].tolist() == pytest.approx([1224 - right, top, 1224 - left, bottom])
 
 
 def test_split_files_decide_where_they_are(tmp_path):

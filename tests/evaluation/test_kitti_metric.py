@@ -19,7 +19,7 @@ from PIL import Image
 
 from clockdistill.data import KITTI_CLASSES, register_kitti
 from clockdistill.data.builtin import register_all
-from clockdistill.data.kitti import read_labels
+from clockdistill.data.kitti import parse_lines
 from clockdistill.errors import UserError
 from clockdistill.evaluation.kitti import KITTIEvaluator
 from clockdistill.evaluation.kitti_metric import Detections, Labels, evaluate_kitti, recall_thresholds
@@ -476,15 +476,16 @@ def test_what_was_written_is_what_was_found(kitti):
         )
     for number in (1, len(scene) - 1):
         assert os.path.getsize(os.path.join(folder, f"{number:06d}.txt")) == 0
-    annotations = read_labels(Path(folder, "000000.txt"), KITTI_CLASSES)
-    assert [a["category_id"] for a in annotations] == [0, 6]
+    lines, faults = parse_lines(Path(folder, "000000.txt").read_bytes())
+    assert [(line.type, line.score) for line in lines] == [("Car", 0.9), ("Tram", 3e-5)]
+    assert not faults
     for (_, ours), (_, theirs) in zip(scene[:-1], written(scene, output_dir)[:-1], strict=True):
         assert [row[0] for row in theirs] == [row[0] for row in ours]
         assert torch.equal(*(torch.tensor([row[1:] for row in rows], dtype=torch.float32) for rows in (ours, theirs)))
 
 
 def test_labels_reach_the_metric_whatever_the_classes(kitti):
-    """Neighbours and regions are there once, and in the file's order, whether or not the detector knows their class."""
+    """Objects, neighbours and regions are there once, in the file's order, though the detector knows no neighbour."""
     scene, output_dir = kitti
     classes = ("Cyclist", "Car")
     register_kitti("kitti_two", "kitti", "val", classes)
@@ -494,8 +495,9 @@ def test_labels_reach_the_metric_whatever_the_classes(kitti):
         DatasetCatalog.remove("kitti_two")
         MetadataCatalog.remove("kitti_two")
     for labels, (rows, _) in zip(evaluator.labels, scene, strict=True):
-        assert labels.types.tolist() == [row[0] for row in rows]
-        assert labels.boxes.tolist() == [list(map(float, row[3:])) for row in rows]
+        known = [row for row in rows if row[0] in (*classes, "Van", "DontCare")]
+        assert labels.types.tolist() == [row[0] for row in known]
+        assert labels.boxes.tolist() == [list(map(float, row[3:])) for row in known]
     scene = [(labels, [d for d in detections if d[0] in classes]) for labels, detections in scene]
     evaluator.reset()
     evaluator.process(*batch(scene, range(len(scene)), classes))

@@ -1,9 +1,17 @@
 """Data sets for Detectron2's catalog; importing this package registers the built-in ones."""
 
-from .builtin import register_all
+from .builtin import register_all, register_by_name
+from .coco import register_coco
 from .kitti import KITTI_CLASSES, load_kitti, register_kitti
 from .mapper import DetectionMapper
 
 register_all()
 
-__all__ = ["KITTI_CLASSES", "DetectionMapper", "load_kitti", "register_kitti"]
+__all__ = [
+    "KITTI_CLASSES",
+    "DetectionMapper",
+    "load_kitti",
+    "register_by_name",
+    "register_coco",
+    "register_kitti",
+]

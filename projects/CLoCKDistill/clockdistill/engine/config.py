@@ -13,13 +13,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..config_file import execute_config
+from ..data import register_by_name
 from ..errors import UserError
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A training config from a file, with overrides applied.
+    """A training config from a file, with overrides applied; data sets whose names say where they are are registered.
 
     Args:
         path: of a LazyConfig file, `.py` or `.yaml`.
@@ -32,7 +33,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     for section in SECTIONS:
         if cfg.get(section) is None:
             raise UserError(f"config file {path} has no `{section}`: import one from configs/common")
-    return apply_overrides(cfg, overrides)
+    apply_overrides(cfg, overrides)
+    for loader in cfg.dataloader.values():
+        names = OmegaConf.select(loader, "dataset.names") if OmegaConf.is_config(loader) else None
+        register_by_name(names or ())
+    return cfg
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

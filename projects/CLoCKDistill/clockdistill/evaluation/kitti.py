@@ -1,6 +1,7 @@
 """KITTI's own metric as a Detectron2 evaluator."""
 
 import logging
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import Tensor
 
+from ..data.kitti import DONT_CARE
 from ..errors import UserError
 from .kitti_metric import DIFFICULTIES, MIN_OVERLAP, Detections, Labels, evaluate_kitti
 
@@ -32,7 +34,8 @@ class KITTIEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str, output_dir: str):
         self.dataset_name = dataset_name
-        self.folder = Path(output_dir) / f"{dataset_name}_results"
+        # the name may hold a path
+        self.folder = Path(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name) + "_results")
         records = DatasetCatalog.get(dataset_name)
         self.class_names = MetadataCatalog.get(dataset_name).get("thing_classes", [])
         self.classes = [name for name in MIN_OVERLAP if name in self.class_names]
@@ -90,9 +93,12 @@ class KITTIEvaluator(DatasetEvaluator):
 
 
 def read_record(record: dict) -> Labels:
-    """Lines of the label file of an image out of Detectron2's dictionary, as `load_kitti` makes it."""
-    # a region, and an object outside the classes, is there once for each class
-    lines = [a for a in record["annotations"] if not a["iscrowd"] or a["category_id"] == 0]
+    """Lines of the label file of an image out of Detectron2's dictionary, as `load_kitti` makes it.
+
+    Types are the file's and not what a class set makes of them: the benchmark counts no Van as a Car.
+    """
+    # a DontCare region is there once for each class
+    lines = [a for a in record["annotations"] if a["type"] != DONT_CARE or a["category_id"] == 0]
     return Labels(
         types=np.array([a["type"] for a in lines], dtype=str),
         boxes=np.array([a["bbox"] for a in lines], dtype=np.float64).reshape(-1, 4),

@@ -25,10 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.kitti import DONT_CARE
+from ..data.kitti import DONT_CARE, NEIGHBOUR
 
 MIN_OVERLAP = {"Car": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
-NEIGHBOUR = {"Car": "Van", "Pedestrian": "Person_sitting"}
 RECALL_STEPS = 40
 
 
@@ -39,6 +38,10 @@ class Difficulty:
     min_height: float
     max_occluded: int
     max_truncated: float
+
+    def admits(self, height, occluded, truncated):
+        """Whether objects count: of numbers, or of arrays of them."""
+        return (height >= self.min_height) & (occluded <= self.max_occluded) & (truncated <= self.max_truncated)
 
 
 DIFFICULTIES = {
@@ -89,12 +92,7 @@ class Frame:
 
     def ignored(self, difficulty: Difficulty) -> np.ndarray:
         """(n,) bool"""
-        return (
-            self.is_neighbour
-            | (self.heights < difficulty.min_height)
-            | (self.occluded > difficulty.max_occluded)
-            | (self.truncated > difficulty.max_truncated)
-        )
+        return self.is_neighbour | ~difficulty.admits(self.heights, self.occluded, self.truncated)
 
 
 def evaluate_kitti(

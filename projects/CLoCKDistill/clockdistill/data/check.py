@@ -1,0 +1,128 @@
+"""Reads whole data sets and says all that is wrong with them, and what they hold.
+
+    python -m clockdistill.data.check kitti_train kitti_val
+    python -m clockdistill.data.check coco:/data/mine/train.json
+
+Every image is decoded. Training itself does the same but for that: it looks at the images' headers and ends. The exit
+status is 1 where there are faults.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from ..errors import UserError
+from ..evaluation.kitti_metric import DIFFICULTIES
+from ..evaluation.pictures import RUN_COLOURS
+from . import register_by_name
+from .catalog import Reader
+from .coco import read_coco
+
+# areas in square pixels at which COCO's small, medium and large begin
+SIZES = {"small": 0, "medium": 32**2, "large": 96**2}
+BAR = 0.27  # width, where classes are 1 apart
+
+
+def check(name: str) -> tuple[list[dict], list[str], list[str]]:
+    """Records, faults and class names of a data set.
+
+    Raises:
+        UserError: there is no such data set, or nothing in it can be read.
+    """
+    register_by_name(name)
+    if name not in DatasetCatalog.list():
+        raise UserError(f"{name} is not in the catalog: write kitti_train, coco:ANNOTATIONS.json or kitti:FOLDER:SPLIT")
+    metadata = MetadataCatalog.get(name)
+    read: Reader | None = metadata.get("read", None)
+    if read is not None:
+        records, faults = read(True)
+        return records, faults, metadata.thing_classes
+    if not metadata.get("json_file", None):
+        raise UserError(f"{name} is neither of KITTI's nor of COCO's format: there are no files that could be checked")
+    records, faults, categories = read_coco(Path(metadata.json_file), Path(metadata.image_root), decode=True)
+    return records, faults, list(categories.values())
+
+
+def statistics(records: list[dict], class_names: list[str]) -> dict[str, dict[str, int]]:
+    """For every class, for `all` objects and for `ignored` regions: boxes, COCO's sizes, KITTI's difficulties.
+
+    Easy objects count as moderate and hard too, as in the benchmark. Data without occlusion have no difficulties.
+    """
+    counts = {name: Counter() for name in [*class_names, "all", "ignored"]}
+    for record in records:
+        # a region of several classes is there once for each
+        counts["ignored"]["boxes"] += len({tuple(a["bbox"]) for a in record["annotations"] if a.get("iscrowd", 0)})
+    for annotation in (a for record in records for a in record["annotations"] if not a.get("iscrowd", 0)):
+        left, top, right, bottom = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        area = (right - left) * (bottom - top)
+        keys = ["boxes", next(size for size, least in reversed(SIZES.items()) if area >= least)]
+        if "occluded" in annotation:
+            seen = bottom - top, annotation["occluded"], annotation["truncated"]
+            keys += [title for title, difficulty in DIFFICULTIES.items() if difficulty.admits(*seen)]
+        for name in (class_names[annotation["category_id"]], "all"):
+            counts[name].update(keys)
+    columns = ["boxes", *SIZES]
+    if any("occluded" in a for record in records for a in record["annotations"]):
+        columns += DIFFICULTIES
+    table = {name: {column: count[column] for column in columns} for name, count in counts.items()}
+    table["ignored"] = {"boxes": counts["ignored"]["boxes"]}
+    return table
+
+
+def plot(tables: dict[str, dict[str, dict[str, int]]], path: str) -> None:
+    """Write a picture: boxes of every class by size and, where there are any, by difficulty; a row a data set."""
+    figure = Figure((12, 3 * len(tables)), layout="constrained")
+    axes = figure.subplots(len(tables), 2, squeeze=False)
+    for row, (name, table) in zip(axes, tables.items(), strict=True):
+        classes = [key for key in table if key not in ("all", "ignored")]
+        for ax, columns in zip(row, (SIZES, DIFFICULTIES), strict=True):
+            if not set(columns) <= set(table["all"]):
+                ax.set_visible(False)
+                continue
+            for index, (column, colour) in enumerate(zip(columns, RUN_COLOURS, strict=False)):
+                place = np.arange(len(classes)) + (index - 1) * BAR
+                ax.bar(place, [table[c][column] for c in classes], BAR, label=column, color=colour)
+            ax.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
+            ax.set_ylabel("boxes")
+            ax.set_title(name, loc="left", fontsize="medium")
+            ax.margins(y=0.2)
+            ax.legend(loc="upper right", ncols=len(columns), frameon=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", metavar="NAME", help="of a data set, as in dataloader.train.dataset.names")
+    parser.add_argument("--output", default="data_check.png", metavar="PNG", help="picture (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    tables, status = {}, 0
+    for name in args.names:
+        try:
+            records, faults, class_names = check(name)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+            continue
+        print("".join(f"{fault}\n" for fault in faults), end="")
+        tables[name] = table = statistics(records, class_names)
+        rows = [dict({"class": key}, **counts) for key, counts in table.items()]
+        print(f"\n{name}: {len(records)} images, {len(faults) or 'no'} faults\n")
+        print(tabulate(rows, "keys", tablefmt="pipe"))
+        status |= bool(faults)
+    if tables:
+        plot(tables, args.output)
+        print(f"\npicture: {args.output}")
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

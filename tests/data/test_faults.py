@@ -1,0 +1,307 @@
+"""Broken labels, images, splits and configs: what the check and the training say of them."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from detectron2.engine import default_argument_parser
+from PIL import Image
+
+from clockdistill.data import check, register_by_name
+from clockdistill.engine import run
+from clockdistill.errors import UserError
+from tiny import CONFIGS
+
+sys.path.insert(0, str(CONFIGS.parent))
+import train_net
+
+SIZE = (64, 48)
+BOX = "10.00 12.00 30.00 40.00"
+CAR = f"Car 0.00 0 1.85 {BOX} 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
+CLASSES = "Car+Van+Truck+Pedestrian+Cyclist"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A sound data set, in KITTI's format and in COCO's."""
+    images, labels = tmp_path / "training/image_2", tmp_path / "training/label_2"
+    for folder in (images, labels, tmp_path / "ImageSets"):
+        folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8)
+    for number in range(2):
+        Image.fromarray(pixels).save(images / f"{number:06d}.png")
+        (labels / f"{number:06d}.txt").write_text(f"{CAR}\n")
+    (tmp_path / "ImageSets/train.txt").write_text("000000\n000001\n")
+    coco = dict(
+        images=[dict(id=i, file_name=f"{i:06d}.png", width=SIZE[0], height=SIZE[1]) for i in range(2)],
+        annotations=[dict(id=i, image_id=i, category_id=7, bbox=[10, 12, 20, 28], area=560, iscrowd=0) for i in (0, 1)],
+        categories=[dict(id=7, name="Car")],
+    )
+    (tmp_path / "train.json").write_text(json.dumps(coco))
+    return tmp_path
+
+
+def label(old, new):
+    """Replaces text in the second line of a label file."""
+    return lambda root: (root / "training/label_2/000001.txt").write_text(
+        f"{CAR}\n{CAR.replace('Car', 'Van').replace(old, new)}\n"
+    )
+
+
+def write(path, content):
+    return lambda root: (root / path).write_bytes(content)
+
+
+def delete(*paths):
+    return lambda root: [path.unlink() for pattern in paths for path in list(root.glob(pattern))]
+
+
+def cut_image(root):
+    path = root / "training/image_2/000001.png"
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def damage_image(root):
+    path = root / "training/image_2/000001.png"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
+    path.write_bytes(content)
+
+
+def annotation(**changes):
+    """Changes the second annotation of the COCO file; None takes the key away."""
+
+    def change(content):
+        content["annotations"][1] |= changes
+        content["annotations"][1] = {k: v for k, v in content["annotations"][1].items() if v is not None}
+
+    return coco(change)
+
+
+def coco(change):
+    def change_file(root):
+        content = json.loads((root / "train.json").read_text())
+        change(content)
+        (root / "train.json").write_text(json.dumps(content))
+
+    return change_file
+
+
+KITTI_FAULTS = {
+    "too few fields": (label(" 1.57", ""), r"label_2/000001\.txt:2 has 14 fields"),
+    "too many fields": (label("1.57", "1.57 0.9 3"), r"label_2/000001\.txt:2 has 17 fields"),
+    "not a number": (label("12.00", "l2.00"), r"000001\.txt:2 is not KITTI's: .*'l2\.00'"),
+    "not finite": (label("12.00", "nan"), r"000001\.txt:2 is not KITTI's: a field is not finite"),
+    "inverted box": (label(BOX, "30 12 10 40"), r"000001\.txt:2 has an inverted or empty box \(30, 12, 10, 40\)"),
+    "empty box": (label(BOX, "10 12 30 12"), r"000001\.txt:2 has an inverted or empty box"),
+    "box outside": (label(BOX, "10 12 80 40"), r"000001\.txt:2 has a box outside the image: .*\(80, 40\) in 64x48"),
+    "box before the image": (label(BOX, "-5 12 8 40"), r"000001\.txt:2 has a box outside the image"),
+    "unknown class": (label("Van", "Lorry"), r"000001\.txt:2 has the unknown type Lorry: it is one of Car, Van"),
+    "duplicate object": (label("Van", "Car"), r"000001\.txt:2 is the same object as line 1"),
+    "label that is no text": (write("training/label_2/000001.txt", b"\xff\xd8\x00"), r"000001\.txt:1 has 1 fields"),
+    "image without label": (delete("training/label_2/000001.txt"), r"000001\.png has no label: .*000001\.txt does not"),
+    "missing image": (delete("training/image_2/000001.png"), r"train\.txt:2 names frame 000001, which has no image"),
+    "cut image": (cut_image, r"000001\.png cannot be read"),
+    "damaged image": (damage_image, r"000001\.png cannot be read"),
+    "no image": (write("training/image_2/000001.png", b"text"), r"000001\.png cannot be read"),
+    "empty image": (write("training/image_2/000001.png", b""), r"000001\.png cannot be read"),
+    "duplicate frame": (
+        write("ImageSets/train.txt", b"000000\n000001\n\n000000"),
+        r"train\.txt:4 names frame 000000 for",
+    ),
+    "empty split": (write("ImageSets/train.txt", b"\n"), "the train split of .* has no frames"),
+    "no images at all": (delete("training/image_2/*"), "no KITTI data set at .*image_2 has no images"),
+    "no labels at all": (delete("training/label_2/*"), "label_2 has no labels"),
+}
+COCO_FAULTS = {
+    "no file": (delete("train.json"), r"train\.json does not exist"),
+    "no JSON": (write("train.json", b"{"), r"train\.json cannot be read as JSON"),
+    "no categories": (coco(lambda content: content.pop("categories")), r"train\.json has no list of categories"),
+    "no annotations": (coco(lambda content: content.pop("annotations")), r"train\.json has no list of annotations"),
+    "nameless category": (coco(lambda content: content["categories"][0].pop("name")), "has a category without a name"),
+    "category twice": (coco(lambda c: c["categories"].append(dict(id=7, name="Van"))), "does not name its categories"),
+    "unknown category": (annotation(category_id=3), "annotation 1 is of the unknown category 3: it is one of 7"),
+    "unknown image": (annotation(image_id=9), "annotation 1 is of the unknown image 9"),
+    "no box": (annotation(bbox=None), "annotation 1 has no bbox"),
+    "three numbers": (annotation(bbox=[1, 2, 3]), r"annotation 1 has the box \[1, 2, 3\], which is not four numbers"),
+    "text in a box": (annotation(bbox=[1, 2, 3, "4"]), "annotation 1 has the box .* which is not four numbers"),
+    "negative width": (annotation(bbox=[30, 12, -20, 28]), "annotation 1 has an inverted or empty box"),
+    "outside": (annotation(bbox=[50, 12, 20, 28]), r"annotation 1 has a box outside the image: .* in 64x48"),
+    "annotation's id twice": (annotation(id=0), "annotation 0 has the id of another one"),
+    "object twice": (annotation(image_id=0), "annotation 1 is the same object as another one of image 0"),
+    "image's id twice": (coco(lambda content: content["images"][1].update(id=0)), "image 0 is there twice"),
+    "image without width": (coco(lambda content: content["images"][1].pop("width")), "image 1 has no width"),
+    "missing image": (delete("training/image_2/000001.png"), r"image .*000001\.png does not exist"),
+    "image of another size": (
+        coco(lambda content: content["images"][1].update(width=99)),
+        r"000001\.png is said to be 99x48 and is 64x48",
+    ),
+}
+NEEDS_DECODING = ("damaged image", "image of another size")
+
+
+def name_of(root, kind):
+    return f"kitti:{root}:train:{CLASSES}" if kind == "kitti" else f"coco:{root}/train.json:{root}/training/image_2"
+
+
+def run_check(monkeypatch, capsys, *names):
+    """Exit status and all that is printed."""
+    monkeypatch.setattr(check, "plot", lambda *_: None)
+    status = check.main(list(names))
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    return status, printed.out + printed.err
+
+
+@pytest.mark.parametrize("kind", ["kitti", "coco"])
+def test_a_sound_data_set(root, monkeypatch, capsys, kind):
+    status, printed = run_check(monkeypatch, capsys, name_of(root, kind))
+    assert status == 0
+    assert "2 images, no faults" in printed
+
+
+@pytest.mark.parametrize(
+    ("kind", "break_it", "message"),
+    [
+        pytest.param(kind, *case, id=f"{kind}: {title}")
+        for kind, faults in (("kitti", KITTI_FAULTS), ("coco", COCO_FAULTS))
+        for title, case in faults.items()
+    ],
+)
+def test_a_fault_is_named_by_the_check_and_before_training(root, monkeypatch, capsys, request, kind, break_it, message):
+    break_it(root)
+    name = name_of(root, kind)
+    status, printed = run_check(monkeypatch, capsys, name)
+    assert status == 1
+    line = next(line for line in printed.splitlines() if str(root) in line and not line.startswith(name))
+    assert re.search(message, line), line
+    assert re.search(r"[:;] \w", line), "no mend"
+    if any(request.node.callspec.id.endswith(title) for title in NEEDS_DECODING):
+        return
+    with pytest.raises(UserError, match=message):
+        DatasetCatalog.get(name)
+
+
+def test_all_faults_are_said_at_once(root, monkeypatch, capsys, caplog):
+    lines = [CAR, CAR.replace("Car", "Lorry"), CAR.replace("12.00", "x"), CAR, CAR.replace(BOX, "30 12 10 40")]
+    (root / "training/label_2/000000.txt").write_text("\n".join(lines))
+    (root / "training/label_2/000001.txt").unlink()
+    (root / "ImageSets/train.txt").write_text("000000\n000001\n000000\n000007\n")
+    places = [f"label_2/000000.txt:{number} " for number in (2, 3, 4, 5)]
+    places += ["000001.png has no label", "train.txt:3 ", "train.txt:4 "]
+    name = name_of(root, "kitti")
+    _, printed = run_check(monkeypatch, capsys, name)
+    assert "1 images, 7 faults" in printed
+    with pytest.raises(UserError, match="the first of 7 faults"):
+        DatasetCatalog.get(name)
+    for place in places:
+        assert sum(place in line for line in printed.splitlines()) == 1
+        assert place in caplog.text
+
+
+def test_what_a_label_said_before_is_forgotten(root):
+    """Though the file keeps its size and its time."""
+    name = name_of(root, "kitti")
+    register_by_name(name)
+    path = root / "training/label_2/000001.txt"
+    before = path.stat()
+    assert DatasetCatalog.get(name)[1]["annotations"][0]["bbox"][0] == 10
+    path.write_text(CAR.replace("10.00", "11.00") + "\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert DatasetCatalog.get(name)[1]["annotations"][0]["bbox"][0] == 11
+
+
+def test_statistics_and_picture(root, capsys):
+    tall = CAR.replace(BOX, "0 0 40 47").replace("Car", "Truck")
+    hidden = CAR.replace("Car 0.00 0", "Car 0.40 2")
+    region = f"DontCare -1 -1 -10 {BOX} -1 -1 -1 -1000 -1000 -1000 -10"
+    (root / "training/label_2/000000.txt").write_text("\n".join([CAR, tall, hidden, region]))
+    picture = root / "out" / "statistics.png"
+    names = [name_of(root, kind) for kind in ("kitti", "coco")]
+    assert check.main([*names, "--output", str(picture)]) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    # boxes, small, medium, large, easy, moderate, hard; 28 pixels are too low for easy, 47 are not
+    assert ["Car", "3", "3", "0", "0", "0", "2", "3"] in rows
+    assert ["Truck", "1", "0", "1", "0", "1", "1", "1"] in rows
+    assert ["all", "4", "3", "1", "0", "1", "3", "4"] in rows
+    assert [row[:2] for row in rows if row and row[0] == "ignored"] == [["ignored", "1"], ["ignored", "0"]]
+    assert ["Car", "2", "2", "0", "0"] in rows
+    with Image.open(picture) as image:
+        assert np.asarray(image.convert("L")).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("streets", "streets is not in the catalog"),
+        ("coco:", "the data set coco: cannot be told: write coco:ANNOTATIONS.json"),
+        ("coco:a.json:b:c", "cannot be told"),
+        ("kitti:/data/mine", "the data set kitti:/data/mine cannot be told: write kitti:FOLDER:SPLIT"),
+        ("kitti:/data/mine:train:Car+:Van", r"the classes Car\+:Van cannot be told"),
+        ("kitti:/data/mine:train", "no KITTI data set at /data/mine: .*name the folder"),
+    ],
+)
+def test_a_name_that_is_none(monkeypatch, capsys, name, message):
+    status, printed = run_check(monkeypatch, capsys, name)
+    assert status == 1
+    assert re.match(f"error: .*{message}", printed), printed
+
+
+STREET, DISTILLED = "dino/dino_r18w8_street.py", "dino/dino_r18w20_to_r18w8_street.py"
+CONFIG_FAULTS = {
+    "no config": ("nowhere.py", [], r"config file .*nowhere\.py does not exist"),
+    "config that does not execute": ("model = x", [], r"config\.py, line 1, does not execute: NameError"),
+    "syntax": ("model = (", [], r"config\.py.*line 1"),
+    "config without data": ("model = dict(a=1)", [], "has no `dataloader`"),
+    "unknown key": (
+        STREET,
+        ["train.max_iters=3"],
+        "unknown config key train.max_iters: the nearest is ",
+    ),
+    "wrong type": (STREET, ["train.max_iter=many"], r"train\.max_iter cannot be 'many': it must be a whole number"),
+    "no override": (STREET, ["train.max_iter"], "written key=value"),
+    "other number of classes": (
+        STREET,
+        ["model.num_classes=3"],
+        "has 5 classes and the model 3: set model.num_c",
+    ),
+    "unknown data set": (
+        STREET,
+        ["dataloader.train.dataset.names=streets"],
+        "streets is not in Detectron2's catalog: register it, or set dataloader.train.dataset.names",
+    ),
+    "data set without a path": (STREET, ["dataloader.train.dataset.names=coco:"], "the data set coco: cannot be told"),
+    "data that is not there": (STREET, ["dataloader.test.dataset.names=kitti:/no:val"], "no KITTI data set at /no"),
+    "mixed precision of no type": (
+        STREET,
+        ["train.amp.enabled=True", "train.amp.dtype=half"],
+        "train.amp.dtype cannot be 'half'",
+    ),
+    "no initial weights": (STREET, ["train.init_checkpoint=nowhere.pth"], r"nowhere\.pth"),
+    "evaluation without weights": (STREET, ["--eval-only", "train.init_checkpoint=''"], "trained weights are needed"),
+    "no teacher": (DISTILLED, ["distillation.teacher.checkpoint=nowhere.pth"], r"nowhere\.pth"),
+    "no teacher's config": (DISTILLED, ["distillation.teacher.config=nowhere.py"], r"nowhere\.py does not exist"),
+    "unknown feature": (DISTILLED, ["distillation.losses.0.feature=pixels"], "one of tokens, features, and not pixels"),
+}
+
+
+@pytest.mark.parametrize(("config", "overrides", "message"), CONFIG_FAULTS.values(), ids=CONFIG_FAULTS.keys())
+def test_a_fault_of_the_config_ends_the_training(root, capsys, config, overrides, message):
+    path = CONFIGS / config
+    if "=" in config:
+        path = root / "config.py"
+        path.write_text(config)
+    names = [f"dataloader.{loader}.dataset.names={name_of(root, 'kitti')}" for loader in ("train", "test")]
+    given = [text for text in overrides if text.startswith("--")]
+    options = [*names, f"train.output_dir={root}/out", *(text for text in overrides if text not in given)]
+    arguments = ["--config-file", str(path), "--num-gpus", "0", *given, *options]
+    assert run(train_net.main, default_argument_parser().parse_args(arguments)) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(f"error: .*{message}", last), last
+    assert not list(Path(root).glob("out/*.pth"))
