@@ -1,11 +1,12 @@
 """Training, evaluation, checkpoints and configs around Detectron2's engine."""
 
+from .benchmark import compare, eval_only
 from .checkpoint import Checkpointer, PeriodicCheckpointer
 from .config import apply_overrides, load_config
 from .defaults import run, setup
 from .hooks import EMAHook, ProgressBar
 from .optim import get_detr_optimizer_params
-from .train import do_test, do_train, eval_only, load_model
+from .train import do_test, do_train, load_model
 from .trainer import Trainer
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ProgressBar",
     "Trainer",
     "apply_overrides",
+    "compare",
     "do_test",
     "do_train",
     "eval_only",

@@ -104,11 +104,6 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict:
     return evaluate(model, *evaluation, cfg.train.output_dir)
 
 
-def eval_only(cfg: DictConfig) -> dict:
-    """Evaluate the model of a config with the weights of `cfg.train.init_checkpoint`."""
-    return do_test(cfg, load_model(cfg))
-
-
 def load_model(cfg: DictConfig) -> nn.Module:
     """The model of a config in eval mode, all its weights from `cfg.train.init_checkpoint`."""
     if not cfg.train.init_checkpoint:
@@ -181,17 +176,21 @@ def evaluate(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluator, ou
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
-        os.makedirs(output_dir, exist_ok=True)
-        with open(os.path.join(output_dir, "results.json"), "w", encoding="utf-8") as file:
-            json.dump(_without_nan(results), file, indent=2)
+        write_json(without_nan(results), os.path.join(output_dir, "results.json"))
     return results
 
 
-def _without_nan(results):
-    # COCO has NaN for classes without objects, JSON has no NaN
+def without_nan(results):
+    """COCO has NaN for classes without objects, JSON has no NaN."""
     if isinstance(results, dict):
-        return {key: _without_nan(value) for key, value in results.items()}
+        return {key: without_nan(value) for key, value in results.items()}
     return None if isinstance(results, float) and math.isnan(results) else results
+
+
+def write_json(data: dict, path: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2)
 
 
 def progress_hooks(cfg: DictConfig) -> list[HookBase]:
