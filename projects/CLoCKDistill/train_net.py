@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
         do_train(args, cfg)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument(
         "--compare",
@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
         "differences from the first; without CONFIG it is --config-file's own model. train.init_checkpoint is then "
         "not read",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
