@@ -108,9 +108,8 @@ def test_flops_are_those_of_the_formulas(variant):
     assert count_flops(model, x) == wanted
 
 
-@pytest.mark.parametrize("variant", ["dino", "deformable_detr.two_stage"])
-def test_flops_grow_with_the_pixels_and_in_dense_attention_faster(variant):
-    counts = [count_flops(tiny(variant).eval(), blank_image(64 * n, 128)) for n in (1, 2, 3)]
+def test_flops_grow_with_the_pixels_and_in_dense_attention_faster():
+    counts = [count_flops(tiny("dino").eval(), blank_image(64 * n, 128)) for n in (1, 2, 3)]
     assert counts[2] - counts[1] == counts[1] - counts[0] > 0
     dense = [count_flops(tiny("dab_detr").eval(), blank_image(64 * n, 128)) for n in (1, 2, 3)]
     assert dense[2] - dense[1] > dense[1] - dense[0]

@@ -12,7 +12,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
@@ -173,7 +173,13 @@ def build_optimizer(cfg: DictConfig, model: nn.Module, distillation: Distillatio
 
 
 def evaluate(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluator, output_dir: str) -> dict:
-    results = inference_on_dataset(model, loader, evaluator)
+    """Results on a data set, by any number of processes; on the main one they are printed and written.
+
+    Images come to the model one at a time, whatever the loader's batches: padding to a batch's largest image would
+    change the answers.
+    """
+    with inference_context(model):
+        results = inference_on_dataset(lambda batch: [y for x in batch for y in model([x])], loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
         write_json(without_nan(results), os.path.join(output_dir, "results.json"))
