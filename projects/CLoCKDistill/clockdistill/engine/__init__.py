@@ -5,6 +5,7 @@ from .checkpoint import Checkpointer, PeriodicCheckpointer
 from .config import apply_overrides, load_config
 from .defaults import run, setup
 from .hooks import EMAHook, ProgressBar
+from .named_models import NamedModel, parse_models
 from .optim import get_detr_optimizer_params
 from .train import do_test, do_train, load_model
 from .trainer import Trainer
@@ -12,6 +13,7 @@ from .trainer import Trainer
 __all__ = [
     "Checkpointer",
     "EMAHook",
+    "NamedModel",
     "PeriodicCheckpointer",
     "ProgressBar",
     "Trainer",
@@ -23,6 +25,7 @@ __all__ = [
     "get_detr_optimizer_params",
     "load_config",
     "load_model",
+    "parse_models",
     "run",
     "setup",
 ]
