@@ -140,7 +140,7 @@ def one_seed(seed: int) -> None:
 
     announce("Comparing student, distilled student and teacher")
     checkpoints = {name: OUTPUT / name / "model_final.pth" for name in PAIR}
-    models = {name: str(path) for name, path in checkpoints.items()}
+    models = {name: f"{STUDENT_CONFIG}:{path}" for name, path in checkpoints.items()}
     models["teacher"] = f"{TEACHER_CONFIG}:{TEACHER_CHECKPOINT}"
     compared = [argument for name, model in models.items() for argument in ("--compare", f"{name}={model}")]
     train_net(STUDENT_CONFIG, OUTPUT / "comparison", "--eval-only", *compared)

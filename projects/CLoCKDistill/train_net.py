@@ -4,8 +4,10 @@
 Examples:
     train_net.py --config-file configs/dino/dino_r18_kitti_12ep.py --num-gpus 8 [--resume] [key=value ...]
     train_net.py --config-file configs/dino/dino_r18_kitti_12ep.py --eval-only train.init_checkpoint=model_final.pth
-    train_net.py --config-file configs/dino/dino_r18_kitti_12ep.py --eval-only --compare student=student.pth \\
-        --compare distilled=distilled.pth --compare teacher=configs/dino/dino_r50_kitti_12ep.py:teacher.pth
+    train_net.py --config-file configs/dino/dino_r18_kitti_12ep.py --eval-only \\
+        --compare student=configs/dino/dino_r18_kitti_12ep.py:student.pth \\
+        --compare distilled=configs/dino/dino_r18_kitti_12ep.py:distilled.pth \\
+        --compare teacher=configs/dino/dino_r50_kitti_12ep.py:teacher.pth
 """
 
 import argparse
@@ -37,10 +39,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--compare",
         action="append",
         default=[],
-        metavar="NAME=[CONFIG:]CHECKPOINT",
-        help="with --eval-only, once for each model: evaluate it on the data of --config-file, in a table with "
-        "differences from the first; without CONFIG it is --config-file's own model. train.init_checkpoint is then "
-        "not read",
+        metavar="NAME=CONFIG:CHECKPOINT",
+        help="with --eval-only, once for each model: evaluate these on the test data of --config-file, in one table "
+        "with differences from the first; the model and train.init_checkpoint of --config-file are then not used",
     )
     return parser.parse_args(argv)
 

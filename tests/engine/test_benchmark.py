@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from clockdistill.engine import compare, eval_only
 from clockdistill.errors import UserError
 from engine.toy import toy_config
 
+TOY = Path(__file__).with_name("toy_config.py")
 SHORT = ("train.benchmark.images=3", "train.benchmark.rounds=2")
 
 
@@ -50,7 +52,7 @@ def test_comparison_is_of_each_model_by_itself(tmp_path, caplog):
     config = tmp_path / "wide.py"
     config.write_text("from engine.toy_config import *\nmodel.channels = 9\n")
     with caplog.at_level("INFO", logger="clockdistill"):
-        results = compare(cfg, [f"plain={tmp_path / 'a.pth'}", f"wide one={config}:{tmp_path / 'b.pth'}"])
+        results = compare(cfg, [f"plain={TOY}:{tmp_path / 'a.pth'}", f"wide one={config}:{tmp_path / 'b.pth'}"])
 
     assert list(results) == ["plain", "wide one"]
     assert json.loads((tmp_path / "comparison.json").read_text()) == results
@@ -66,11 +68,10 @@ def test_comparison_is_of_each_model_by_itself(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        (["model.pth"], r"cannot read --compare model\.pth: write NAME=CHECKPOINT"),
-        (["../up=model.pth"], r"cannot read --compare \.\./up"),
-        (["a=model.pth", "a=model.pth"], r"two models of the name a"),
+        (["model.pth"], r"cannot read --compare 'model\.pth': write NAME=config\.py:checkpoint\.pth"),
+        ([f"../up={TOY}:model.pth"], r"results of --compare '\.\./up' go to a folder"),
         (["a=none.py:model.pth"], r"config file none\.py does not exist"),
-        (["a=none.pth"], r"none\.pth"),
+        ([f"a={TOY}:none.pth"], r"none\.pth"),
     ],
 )
 def test_wrong_models_are_refused(tmp_path, models, message):

@@ -69,7 +69,7 @@ def test_results_do_not_depend_on_the_batch_size(street, tmp_path):
 def test_results_do_not_depend_on_the_number_of_processes(street, scenes, tmp_path):
     cfg = street(tmp_path / "one")
     expected = do_test(cfg, load_model(cfg).cpu())
-    flags = ["--eval-only", "--num-gpus", "2", "--dist-url", "auto", "--compare", f"teacher={CHECKPOINT}"]
+    flags = ["--eval-only", "--num-gpus", "2", "--dist-url", "auto", "--compare", f"teacher={CONFIG}:{CHECKPOINT}"]
     overrides = [f"train.output_dir={tmp_path / 'two'}", "train.benchmark.images=1", "train.benchmark.rounds=1"]
     done = subprocess.run(
         [sys.executable, train_net.__file__, "--config-file", str(CONFIG), *flags, *overrides],

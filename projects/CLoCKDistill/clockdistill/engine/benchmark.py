@@ -15,10 +15,10 @@ from torch import nn
 from ..errors import UserError
 from ..evaluation.benchmark import benchmark, comparison_table, environment
 from .config import load_config
+from .named_models import parse_models
 from .train import build_loader, do_test, load_model, without_nan, write_json
 
-# NAME=CHECKPOINT or NAME=CONFIG:CHECKPOINT; the name becomes a folder's
-MODEL = re.compile(r"(?P<name>\w[\w .+-]*)=(?:(?P<config>.+\.(?:py|yaml)):)?(?P<checkpoint>.+)")
+FOLDER = re.compile(r"\w[\w .+-]*")
 
 logger = logging.getLogger(__name__)
 
@@ -39,26 +39,19 @@ def compare(cfg: DictConfig, models: Sequence[str]) -> dict[str, dict]:
     Results of each are in `<output_dir>/NAME/`, and those of all in `<output_dir>/comparison.json`.
 
     Args:
-        models: NAME=CHECKPOINT for the config's own model, NAME=CONFIG:CHECKPOINT for another config's.
+        models: NAME=CONFIG:CHECKPOINT each, of whose configs nothing but the model counts.
 
     Raises:
-        UserError: a model is written otherwise, a name comes twice, or what `load_model` raises.
+        UserError: a model is written otherwise, two have the same name, a name that cannot be a folder's, or what
+            `load_model` raises.
     """
     cfgs = {}
-    for text in models:
-        match = MODEL.fullmatch(text)
-        if not match:
-            raise UserError(
-                f"cannot read --compare {text}: write NAME=CHECKPOINT, or NAME=CONFIG:CHECKPOINT for a model of "
-                "another config, NAME of letters, digits and ._+-"
-            )
-        name = match["name"]
-        if name in cfgs:
-            raise UserError(f"--compare has two models of the name {name}: give each its own")
+    for name, config, checkpoint in parse_models(models, "--compare"):
+        if not FOLDER.fullmatch(name):
+            raise UserError(f"results of --compare {name!r} go to a folder of that name: use letters, digits and ._+-")
         cfgs[name] = own = copy.deepcopy(cfg)
-        if match["config"]:
-            own.model = load_config(match["config"]).model
-        own.train.init_checkpoint = match["checkpoint"]
+        own.model = load_config(config).model
+        own.train.init_checkpoint = checkpoint
         own.train.output_dir = os.path.join(cfg.train.output_dir, name)
     results = _evaluate(cfgs)
     if comm.is_main_process():
