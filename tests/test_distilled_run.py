@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_argument_parser
 
 import make_street_scenes
 import train_net
@@ -125,7 +124,7 @@ def test_the_checkpoint_is_the_plain_student(place, distilled, monkeypatch):
 
 def call(place, output, config, *options):
     """Exit status of train_net.py, within this process."""
-    args = default_argument_parser().parse_args(arguments(place, output, config, *options))
+    args = train_net.parse_args(arguments(place, output, config, *options))
     return run(train_net.main, args)
 
 

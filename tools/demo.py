@@ -28,7 +28,7 @@ from torch import nn
 import clockdistill.data  # noqa: F401  its import registers the data sets
 from clockdistill.engine import load_config, load_model
 from clockdistill.errors import UserError
-from clockdistill.evaluation.benchmark import count_parameters, latency
+from clockdistill.evaluation.benchmark import comparison_table
 from clockdistill.evaluation.pictures import plot_curves, save_comparisons
 
 # Everything below is relative to the repository, which the demo makes its working directory.
@@ -43,11 +43,9 @@ OUTPUT = Path("output/demo")
 TRAIN_IMAGES, VAL_IMAGES, DATA_SEED = 800, 200, 0
 PICTURES = 4
 MIN_OBJECTS = 4  # in a validation image that is worth a picture
-BENCHMARK_IMAGES = 10
 
 PAIR = {"student": STUDENT_CONFIG, "distilled": DISTILLED_CONFIG}
-TITLES = {"teacher": "Teacher", "student": "Student", "distilled": "Distilled student"}
-METRICS = ("AP", "AP50", "AP75")
+TITLES = {"student": "Student", "distilled": "Distilled student", "teacher": "Teacher"}
 PROGRESS = re.compile(r"eta: .+?(?=  \w*loss_)")  # of Detectron2's line of progress: without the single losses
 PROGRESS_PERIOD = 10  # seconds
 
@@ -74,7 +72,7 @@ def train_net(
     name: str = "",
     threads: int | None = None,
     given_up: threading.Event | None = None,
-) -> dict[str, float]:
+) -> None:
     """Train or evaluate from a clean folder; some lines of its progress are passed on.
 
     Args:
@@ -82,9 +80,6 @@ def train_net(
         name: what its progress is shown under.
         threads: to compute with; all cores without it.
         given_up: when it is set the training ends early, with an error.
-
-    Returns:
-        The validation results it ends with.
     """
     shutil.rmtree(output_dir, ignore_errors=True)
     command = [sys.executable, "projects/CLoCKDistill/train_net.py", "--config-file", config, *arguments]
@@ -110,11 +105,10 @@ def train_net(
             f"train_net.py failed with {config}: the message above or {output_dir}/log.txt says why "
             f"(exit status {process.returncode})"
         )
-    return {key: value for key, value in read_json(output_dir / "results.json")["bbox"].items() if key in METRICS}
 
 
 def train_pair(seed: int, folder: Path) -> dict[str, dict[str, float]]:
-    """The same student without and with distillation: same seed, data and iterations."""
+    """AP, AP50 and so on of the same student without and with distillation: same seed, data and iterations."""
     announce(f"Training the student without and with distillation, seed {seed}")
     # side by side on half of the cores each: so small a model keeps one core busier than two
     threads = max(1, (os.cpu_count() or 2) // 2)
@@ -129,11 +123,12 @@ def train_pair(seed: int, folder: Path) -> dict[str, dict[str, float]]:
         results = {}
         for run in as_completed(runs):
             try:
-                name = runs[run]
-                results[name] = run.result()
+                run.result()
             except UserError:
                 given_up.set()  # nobody waits for the other to hear of it
                 raise
+            name = runs[run]
+            results[name] = read_json(folder / name / "results.json")["bbox"]
             announce("{}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format(TITLES[name], **results[name]))
     return {name: results[name] for name in PAIR}
 
@@ -141,36 +136,25 @@ def train_pair(seed: int, folder: Path) -> dict[str, dict[str, float]]:
 def one_seed(seed: int) -> None:
     for old in (OUTPUT / "results.json", OUTPUT / "curves.png", *OUTPUT.glob("comparison_*.png")):
         old.unlink(missing_ok=True)
-    # the teacher comes first: where it is missing, nobody waits for trainings to hear of it
-    announce("Evaluating the teacher")
-    checkpoint = f"train.init_checkpoint={TEACHER_CHECKPOINT}"
-    results = {"teacher": train_net(TEACHER_CONFIG, OUTPUT / "teacher", "--eval-only", checkpoint)}
-    results |= train_pair(seed, OUTPUT)
+    train_pair(seed, OUTPUT)
 
-    announce("Measuring the time for an image")
-    cfg = load_config(STUDENT_CONFIG)
-    weights = {
-        "teacher": (TEACHER_CONFIG, TEACHER_CHECKPOINT),
-        "student": (STUDENT_CONFIG, OUTPUT / "student" / "model_final.pth"),
-        "distilled": (STUDENT_CONFIG, OUTPUT / "distilled" / "model_final.pth"),
-    }
-    models = {
-        name: load_model(load_config(config, [f"train.init_checkpoint={checkpoint}"]))
-        for name, (config, checkpoint) in weights.items()
-    }
-    dataset = instantiate(cfg.dataloader.test).dataset
-    times = latency(models, [dataset[i] for i in range(BENCHMARK_IMAGES)])
-    for name, model in models.items():
-        results[name] |= {"parameters": count_parameters(model), "ms_per_image": times[name]}
+    announce("Comparing student, distilled student and teacher")
+    checkpoints = {name: OUTPUT / name / "model_final.pth" for name in PAIR}
+    models = {name: f"{STUDENT_CONFIG}:{path}" for name, path in checkpoints.items()}
+    models["teacher"] = f"{TEACHER_CONFIG}:{TEACHER_CHECKPOINT}"
+    compared = [argument for name, model in models.items() for argument in ("--compare", f"{name}={model}")]
+    train_net(STUDENT_CONFIG, OUTPUT / "comparison", "--eval-only", *compared)
+    results = read_json(OUTPUT / "comparison" / "comparison.json")
 
     announce("Drawing")
-    runs = {TITLES[name]: str(OUTPUT / name / "metrics.json") for name in ("student", "distilled")}
-    plot_curves(runs, str(OUTPUT / "curves.png"), reference=(TITLES["teacher"], results["teacher"]["AP"]))
-    draw_pictures(cfg, {TITLES[name]: models[name] for name in ("student", "distilled")})
+    runs = {TITLES[name]: str(OUTPUT / name / "metrics.json") for name in PAIR}
+    plot_curves(runs, str(OUTPUT / "curves.png"), reference=(TITLES["teacher"], results["teacher"]["bbox"]["AP"]))
+    cfgs = {name: load_config(STUDENT_CONFIG, [f"train.init_checkpoint={path}"]) for name, path in checkpoints.items()}
+    draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()})
 
     write_json(OUTPUT / "results.json", results)
     announce(f"Done; results.json, curves.png and comparison_*.png are in {OUTPUT.resolve()}\n")
-    print(results_table(results))
+    print(comparison_table({TITLES[name]: result for name, result in results.items()}))
 
 
 def several_seeds(seeds: list[int]) -> None:
@@ -190,15 +174,6 @@ def draw_pictures(cfg: DictConfig, models: dict[str, nn.Module]) -> None:
     chosen = worthy[:: max(1, len(worthy) // PICTURES)][:PICTURES]
     names = MetadataCatalog.get(cfg.dataloader.test.dataset.names).thing_classes
     save_comparisons(models, [inputs[i] for i in chosen], [records[i] for i in chosen], names, str(OUTPUT))
-
-
-def results_table(results: dict[str, dict[str, float]]) -> str:
-    rows = [
-        [TITLES[name], *(r[key] for key in METRICS), r["parameters"] / 1e6, r["ms_per_image"]]
-        for name, r in results.items()
-    ]
-    headers = ["", *METRICS, "parameters (M)", "ms per image"]
-    return tabulate(rows, headers, tablefmt="pipe", floatfmt=("", ".1f", ".1f", ".1f", ".2f", ".1f"))
 
 
 def summarise(results: dict[int, dict[str, dict[str, float]]]) -> dict:

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from clockdistill.evaluation.benchmark import blank_image, count_flops, count_parameters, latency
+from clockdistill.evaluation import benchmark as benchmark_module
+from clockdistill.evaluation.benchmark import (
+    benchmark,
+    blank_image,
+    comparison_table,
+    count_flops,
+    count_parameters,
+    latency,
+    peak_memory,
+)
 from clockdistill.layers import MultiScaleDeformableAttention
 from clockdistill.layers.ms_deform_attn import by_grid_sample
 from clockdistill.modeling.dab_detr import CrossAttention, SelfAttention
@@ -28,14 +37,13 @@ class Sleeper(nn.Module):
 
 def test_each_model_gets_its_own_time_in_milliseconds():
     times = latency({"fast": Sleeper(0.004), "slow": Sleeper(0.04)}, [{}, {}], rounds=4)
-    assert list(times) == ["fast", "slow"]
-    assert 4 <= times["fast"] < 40 <= times["slow"] < 400
+    assert {name: len(values) for name, values in times.items()} == {"fast": 8, "slow": 8}
+    assert 4 <= min(times["fast"]) < 40 <= min(times["slow"]) < 400
 
 
-def test_warm_up_and_outliers_do_not_count():
-    # a warm-up of two images; of the six measured calls, two are slow
-    model = Sleeper(0.1, 0.1, 0.001, 0.1, 0.001, 0.1, 0.001)
-    assert latency({"model": model}, [{}, {}], rounds=3)["model"] < 20
+def test_warm_up_does_not_count():
+    model = Sleeper(0.2, 0.2, 0.001)  # two images
+    assert max(latency({"model": model}, [{}, {}], rounds=3)["model"]) < 200
 
 
 def test_images_come_one_by_one_and_models_take_turns():
@@ -100,9 +108,8 @@ def test_flops_are_those_of_the_formulas(variant):
     assert count_flops(model, x) == wanted
 
 
-@pytest.mark.parametrize("variant", ["dino", "deformable_detr.two_stage"])
-def test_flops_grow_with_the_pixels_and_in_dense_attention_faster(variant):
-    counts = [count_flops(tiny(variant).eval(), blank_image(64 * n, 128)) for n in (1, 2, 3)]
+def test_flops_grow_with_the_pixels_and_in_dense_attention_faster():
+    counts = [count_flops(tiny("dino").eval(), blank_image(64 * n, 128)) for n in (1, 2, 3)]
     assert counts[2] - counts[1] == counts[1] - counts[0] > 0
     dense = [count_flops(tiny("dab_detr").eval(), blank_image(64 * n, 128)) for n in (1, 2, 3)]
     assert dense[2] - dense[1] > dense[1] - dense[0]
@@ -134,3 +141,71 @@ def test_flops_of_a_fused_module_are_not_hidden():
 
     assert count_flops(SelfAttending().eval(), {"image": torch.zeros(1, 10, 16)}) == 4 * 10 * 16**2 + 2 * 10**2 * 16
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Widener(nn.Module):
+    """A million float32 (4 MB) at first, twice as many for a time, then as many again, beside 4 kB of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.zeros(1000))
+
+    def forward(self, batch):
+        x = torch.zeros(1_000_000, device=self.own.device)
+        wide = torch.cat((x, x))
+        del x
+        return wide[:1_000_000] * 2
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_peak_memory_is_that_of_the_tensors_alive_together(device):
+    other = torch.zeros(5_000_000, device=device)
+    expected = 4 * (1000 + 3_000_000)
+    assert peak_memory(Widener().to(device), {}) == pytest.approx(expected, rel=1e-3)
+    del other
+
+
+def test_benchmark_counts_at_the_commonest_size_and_takes_statistics_of_all_times(monkeypatch):
+    times = [10.0] * 50 + [20.0] * 45 + [100.0] * 5
+    monkeypatch.setattr(benchmark_module, "latency", lambda models, inputs, rounds: dict.fromkeys(models, times))
+    model = tiny("dab_detr").eval()
+    inputs = [blank_image(32, 64), blank_image(64, 96), blank_image(64, 96)]
+    result = benchmark({"tiny": model}, inputs, rounds=3)["tiny"]
+    assert result["image_size"] == [64, 96]
+    assert result["gflops"] == count_flops(model, inputs[1]) / 1e9
+    assert result["parameters"] == count_parameters(model)
+    assert result["ms_per_image"] == 15
+    assert 20 <= result["ms_per_image_p95"] < 30
+    assert result["images_per_second"] == pytest.approx(1000 / 19)
+    assert 4 * result["parameters"] / 2**20 < result["peak_memory_mib"] < 20
+
+
+def test_comparison_table_has_differences_from_the_first():
+    cost = dict(image_size=[96, 320], gflops=0.55, ms_per_image_p95=30.0, images_per_second=40.0, peak_memory_mib=12.4)
+    results = {
+        "student": {
+            "bbox": {"AP": 12.84, "AP-Tram": None},
+            "kitti": {"Car/easy/AP40": 1.0, "Car/moderate/AP40": 60.0},
+            "benchmark": dict(cost, parameters=1_520_000, ms_per_image=22.0),
+        },
+        "distilled": {
+            "bbox": {"AP": 17.36, "AP-Tram": 3.0},
+            "kitti": {"Car/easy/AP40": 1.0, "Car/moderate/AP40": 58.5},
+            "benchmark": dict(cost, parameters=2_460_000, ms_per_image=21.5),
+        },
+    }
+    lines = comparison_table(results).splitlines()
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert header == ["", "student", "distilled"]
+    assert rows[:5] == [
+        ["AP", "12.8", "17.4 (+4.5)"],
+        ["AP-Tram", "-", "3.0"],
+        ["kitti Car/moderate/AP40", "60.0", "58.5 (-1.5)"],
+        ["parameters (M)", "1.52", "2.46 (+0.94)"],
+        ["GFLOPs at 96x320", "0.55", "0.55 (+0.00)"],
+    ]
+    assert ["ms per image, median", "22.0", "21.5 (-0.5)"] in rows
+    assert rows[-1] == ["peak memory (MiB)", "12", "12 (+0)"]

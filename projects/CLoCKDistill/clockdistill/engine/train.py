@@ -12,7 +12,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
@@ -104,11 +104,6 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict:
     return evaluate(model, *evaluation, cfg.train.output_dir)
 
 
-def eval_only(cfg: DictConfig) -> dict:
-    """Evaluate the model of a config with the weights of `cfg.train.init_checkpoint`."""
-    return do_test(cfg, load_model(cfg))
-
-
 def load_model(cfg: DictConfig) -> nn.Module:
     """The model of a config in eval mode, all its weights from `cfg.train.init_checkpoint`."""
     if not cfg.train.init_checkpoint:
@@ -178,20 +173,30 @@ def build_optimizer(cfg: DictConfig, model: nn.Module, distillation: Distillatio
 
 
 def evaluate(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluator, output_dir: str) -> dict:
-    results = inference_on_dataset(model, loader, evaluator)
+    """Results on a data set, by any number of processes; on the main one they are printed and written.
+
+    Images come to the model one at a time, whatever the loader's batches: padding to a batch's largest image would
+    change the answers.
+    """
+    with inference_context(model):
+        results = inference_on_dataset(lambda batch: [y for x in batch for y in model([x])], loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
-        os.makedirs(output_dir, exist_ok=True)
-        with open(os.path.join(output_dir, "results.json"), "w", encoding="utf-8") as file:
-            json.dump(_without_nan(results), file, indent=2)
+        write_json(without_nan(results), os.path.join(output_dir, "results.json"))
     return results
 
 
-def _without_nan(results):
-    # COCO has NaN for classes without objects, JSON has no NaN
+def without_nan(results):
+    """COCO has NaN for classes without objects, JSON has no NaN."""
     if isinstance(results, dict):
-        return {key: _without_nan(value) for key, value in results.items()}
+        return {key: without_nan(value) for key, value in results.items()}
     return None if isinstance(results, float) and math.isnan(results) else results
+
+
+def write_json(data: dict, path: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2)
 
 
 def progress_hooks(cfg: DictConfig) -> list[HookBase]:

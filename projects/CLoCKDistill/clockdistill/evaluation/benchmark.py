@@ -1,18 +1,86 @@
-"""What a detector costs: parameters, operations and time."""
+"""What a detector costs: parameters, operations, time and memory; and the table that compares several detectors."""
 
 import math
+import os
+import platform
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import detectron2
+import numpy as np
 import torch
 from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn.jit_handles import Handle, get_shape
+from tabulate import tabulate
 from torch import nn
 
-# of the multiply-adds at one sampling point and channel: four cells, and the sum's weight
+from .. import __version__
+from ..layers import extension
+
+# multiply-adds at one sampling point and channel: four cells, and the sum's weight
 SAMPLE_FLOPS = 4 + 1
+MEBI = 2**20
+
+
+def benchmark(models: dict[str, nn.Module], inputs: list[dict], rounds: int) -> dict[str, dict]:
+    """What each model costs on images of a test set, one at a time.
+
+    Args:
+        models: Detectron2 meta-architectures in evaluation mode, by name.
+        inputs: images as their test loader gives them.
+        rounds: how often every model is timed on every image.
+
+    Returns:
+        For every model
+            parameters;
+            image_size: (height, width) that most of the images have, at which operations and memory are counted;
+            gflops: see `count_flops`;
+            ms_per_image, ms_per_image_p95: median and 95th percentile of `latency`;
+            images_per_second: one after another, as they were timed;
+            peak_memory_mib: see `peak_memory`.
+    """
+    times = latency(models, inputs, rounds)
+    sizes = [tuple(x["image"].shape[-2:]) for x in inputs]
+    size = statistics.mode(sizes)
+    x = inputs[sizes.index(size)]
+    return {
+        name: dict(
+            parameters=count_parameters(model),
+            image_size=list(size),
+            gflops=count_flops(model, x) / 1e9,
+            ms_per_image=statistics.median(times[name]),
+            ms_per_image_p95=float(np.percentile(times[name], 95)),
+            images_per_second=1000 / statistics.mean(times[name]),
+            peak_memory_mib=peak_memory(model, x) / MEBI,
+        )
+        for name, model in models.items()
+    }
+
+
+def environment(device: torch.device) -> dict:
+    """The hardware behind a device, and versions of what ran on it."""
+    on_gpu = device.type == "cuda"
+    return dict(
+        device=torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
+        threads=torch.get_num_threads(),
+        operators=extension.describe(device.type),
+        clockdistill=__version__,
+        detectron2=detectron2.__version__,
+        torch=torch.__version__,
+        cuda=torch.version.cuda if on_gpu else None,
+        python=platform.python_version(),
+    )
+
+
+def cpu_name() -> str:
+    """The processor's model, or at least its architecture where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -78,8 +146,8 @@ def _no_fused_modules() -> Iterator[None]:
 
 
 @torch.no_grad()
-def latency(models: dict[str, nn.Module], inputs: list[dict], rounds: int = 5) -> dict[str, float]:
-    """Median milliseconds that each model takes for one image, from the image in memory to the instances.
+def latency(models: dict[str, nn.Module], inputs: list[dict], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds that each model takes for one image, from the image in memory to the instances.
 
     The models take turns on every image, so that whatever else slows the machine down slows all of them alike.
 
@@ -97,10 +165,78 @@ def latency(models: dict[str, nn.Module], inputs: list[dict], rounds: int = 5) -
                 model([x])
                 _synchronize()
                 if i > 0:
-                    times[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(values) for name, values in times.items()}
+                    times[name].append(1000 * (time.perf_counter() - start))
+    return times
 
 
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+@torch.no_grad()
+def peak_memory(model: nn.Module, x: dict) -> int:
+    """Bytes of PyTorch's tensors where they are most, in inference on one image: the model's own and those it makes.
+
+    On a GPU and on the CPU alike, what libraries take for themselves is not in it, nor the process.
+
+    Args:
+        model, x: as in `count_flops`.
+    """
+    own = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    if next(model.parameters()).is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model([x])
+        torch.cuda.synchronize()
+        return own + torch.cuda.max_memory_allocated() - before
+    # else a profiler that was built for GPUs reports an error where there is none
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        model([x])
+    # the allocator's own record, of which the profiler's tables show sums alone; negative where memory is given back
+    events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return own + int(np.cumsum([0, *changes]).max())
+
+
+def comparison_table(results: dict[str, dict]) -> str:
+    """A column a model, and in brackets its difference from the first one.
+
+    Args:
+        results: for every model an evaluator's results by task, with `benchmark`'s under that name. Of KITTI's, the
+            table has AP by 40 recall points at moderate difficulty, by which the benchmark ranks.
+    """
+    first = next(iter(results.values()))
+    rows = []
+    for task, metrics in first.items():
+        if task in ("benchmark", "environment"):
+            continue
+        for key in metrics:
+            if "/" not in key or key.endswith("/moderate/AP40"):
+                label = key if task == "bbox" else f"{task} {key}"
+                rows.append([label, *_cells([r[task].get(key) for r in results.values()], ".1f")])
+    if "benchmark" in first:
+        costs = [r["benchmark"] for r in results.values()]
+        height, width = costs[0]["image_size"]
+        for label, key, unit, form in (
+            ("parameters (M)", "parameters", 1e6, ".2f"),
+            (f"GFLOPs at {height}x{width}", "gflops", 1, ".2f"),
+            ("ms per image, median", "ms_per_image", 1, ".1f"),
+            ("ms per image, 95th percentile", "ms_per_image_p95", 1, ".1f"),
+            ("images per second", "images_per_second", 1, ".1f"),
+            ("peak memory (MiB)", "peak_memory_mib", 1, ".0f"),
+        ):
+            rows.append([label, *_cells([cost[key] / unit for cost in costs], form)])
+    alignment = ("left", *("right" for _ in results))
+    return tabulate(rows, ["", *results], tablefmt="pipe", disable_numparse=True, colalign=alignment)
+
+
+def _cells(values: list[float | None], form: str) -> list[str]:
+    """COCO has no AP of classes without objects."""
+    first, *others = values
+    cells = ["-" if first is None else f"{first:{form}}"]
+    for value in others:
+        difference = "" if None in (first, value) else f" ({value - first:+{form}})"
+        cells.append("-" if value is None else f"{value:{form}}{difference}")
+    return cells

@@ -14,4 +14,6 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=5),
     eval_period=5000,
     log_period=20,
+    # of --eval-only: images of the test set that are timed, and how often each; null measures no time
+    benchmark=dict(images=10, rounds=5),
 )
