@@ -1,5 +1,6 @@
 """What set-up decides: which interpreter, what is missing, what must stay as it is. Nothing is installed here."""
 
+import json
 import os
 import re
 import stat
@@ -199,6 +200,30 @@ def test_operators_are_built_again_for_newer_sources_and_another_torch(tmp_path,
     assert not setup_env.operators_are_current("2.12.0")
     os.utime(sources / "kernel.cpp", (record.stat().st_mtime + 1,) * 2)
     assert not setup_env.operators_are_current("2.11.0")
+
+
+@pytest.mark.parametrize(
+    ("problem", "gpu", "nvcc", "current"),
+    [
+        ("no GPU was there at the build", True, True, False),
+        ("no nvcc was found at the build", True, True, False),
+        ("no GPU was there at the build", False, True, True),
+        ("no GPU was there at the build", True, False, True),
+        ("they did not compile", True, True, True),  # nor would they the next time
+    ],
+)
+def test_operators_are_built_again_where_cuda_has_become_possible(tmp_path, monkeypatch, problem, gpu, nvcc, current):
+    for name in ("setup.py", "clockdistill/layers/csrc/kernel.cpp", "nvidia0", "bin/nvcc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch(mode=0o755)
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"torch": "2.11.0", "cuda": None, "problem": problem}))
+    for name, value in dict(ROOT=tmp_path, PACKAGE_DIR=tmp_path, OPERATORS=record).items():
+        monkeypatch.setattr(setup_env, name, value)
+    monkeypatch.setattr(setup_env, "GPU", tmp_path / ("nvidia0" if gpu else "none"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path if nvcc else tmp_path / "none"))
+    monkeypatch.setenv("PATH", "")
+    assert setup_env.operators_are_current("2.11.0") == current
 
 
 @pytest.mark.parametrize(

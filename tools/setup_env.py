@@ -10,7 +10,9 @@ import fcntl
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -28,6 +30,7 @@ LOCK = ROOT / ".venv-lock"
 PACKAGE_DIR = ROOT / "projects" / "CLoCKDistill"
 # what setup.py leaves beside the compiled operators, or in their place
 OPERATORS = PACKAGE_DIR / "clockdistill" / "_C.json"
+GPU = Path("/dev/nvidia0")
 
 SUPPORTED = ((3, 10), (3, 13))
 FLOORS = {"torch": (2, 4), "setuptools": (70, 1)}
@@ -77,13 +80,23 @@ def plan(requirements: dict[str, list[str]], installed: dict[str, str | None]) -
     return [line for lines in wanted.values() for line in lines], sorted(constraints)
 
 
+def find_nvcc() -> str | None:
+    """Where torch would look for it, to be sure of it without an import of torch."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    return shutil.which("nvcc", path=os.path.join(home, "bin")) or shutil.which("nvcc")
+
+
 def operators_are_current(torch: str | None) -> bool:
     """Whether setup.py has done with these sources and this version of torch what it could."""
     sources = [ROOT / "setup.py", *(PACKAGE_DIR / "clockdistill" / "layers" / "csrc").iterdir()]
     if not OPERATORS.exists() or OPERATORS.stat().st_mtime < max(path.stat().st_mtime for path in sources):
         return False
-    built_for = json.loads(OPERATORS.read_text(encoding="utf-8"))["torch"]
-    return not torch or release(built_for) == release(torch)
+    record = json.loads(OPERATORS.read_text(encoding="utf-8"))
+    if torch and release(record["torch"]) != release(torch):
+        return False
+    # built where there was no GPU or no nvcc, as on the login node of a cluster, and now there are both
+    lacked_gpu = record.get("cuda") is None and re.match("no (GPU|nvcc) was ", record.get("problem", ""))
+    return not (lacked_gpu and GPU.exists() and find_nvcc())
 
 
 def probe() -> dict:

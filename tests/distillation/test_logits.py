@@ -125,11 +125,19 @@ def test_matched_queries_are_those_of_the_same_objects():
     targets = make_targets((2, 1))
     predictions = make_predictions(layers=1)
     matcher = HungarianMatcher(2, 5, 2)
-    gathered = MatchedLogitLoss(matcher, **WEIGHTS).gather(
-        predictions, targets, torch.tensor([[False, False], [False, True]])
-    )
+    padding = torch.tensor([[False, False], [False, True]])
+    gathered, matched = MatchedLogitLoss(matcher, **WEIGHTS).gather(predictions, targets, padding)
+    assert torch.equal(matched[0], ~padding)
     for b, q, t in zip(*matcher(predictions, targets)[0], strict=True):
         torch.testing.assert_close(gathered.boxes[0, b, t], predictions.boxes[0, b, q])
+
+
+def test_objects_beyond_the_number_of_queries_have_no_match():
+    matcher, targets = HungarianMatcher(2, 5, 2), make_targets((3,))
+    predictions = make_predictions(1, 1, 2, 4)
+    _, matched = MatchedLogitLoss(matcher, **WEIGHTS).gather(predictions, targets, torch.zeros(1, 3, dtype=torch.bool))
+    assert matched.sum() == 2
+    assert matched[0, 0, matcher(predictions, targets)[0][2]].all()
 
 
 def test_weights_are_the_teachers_confidence():

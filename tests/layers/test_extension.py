@@ -12,6 +12,7 @@ import torch
 from torch.utils import cpp_extension
 
 from clockdistill.collect_env import operators_info
+from clockdistill.errors import UserError
 from clockdistill.layers import extension
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,3 +134,31 @@ def test_the_report_and_the_log_say_what_serves(device, caplog):
     caplog.set_level("INFO", logger=extension.logger.name)
     extension.log_backend(device)
     assert caplog.messages == [f"Multi-scale deformable attention on {device.upper()}: {extension.describe(device)}."]
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("9.0", (9, 0), True),
+        ("8.0", (8, 6), True),
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("8.0+PTX", (9, 0), True),
+        ("7.5;8.0 9.0a", (9, 0), True),
+        ("10.0", (9, 0), False),
+        ("Hopper", (9, 0), True),
+    ],
+)
+def test_kernels_of_another_gpu_are_known(architectures, capability, runs):
+    assert extension.serves_gpu(architectures, capability) == runs
+
+
+def test_kernels_of_another_gpu_end_the_run_at_its_start(monkeypatch):
+    monkeypatch.setattr(extension, "has_kernel", lambda device_type: True)
+    monkeypatch.setattr(extension, "read_record", lambda: {"architectures": "8.0"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    with pytest.raises(
+        UserError, match=r"for GPUs of compute capability 8\.0, and this one has 9\.0: run `TORCH_CUDA_AR"
+    ):
+        extension.log_backend("cuda")

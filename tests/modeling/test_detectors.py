@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.structures import ImageList
+from detectron2.structures import Boxes, ImageList, Instances
 
 from clockdistill.modeling import Queries
 from tiny import VARIANTS, model_config, random_batch, random_queries, roughen, tiny
@@ -169,3 +169,35 @@ def test_degenerate_boxes_are_dropped(variant):
     batch = random_batch(counts=(3, 1))
     batch[0]["instances"].gt_boxes.tensor[1, 2] = batch[0]["instances"].gt_boxes.tensor[1, 0]
     assert [len(t.labels) for t in model.targets(batch)] == [2, 1]
+
+
+@variants
+def test_ignored_regions_reach_every_classification_loss(variant):
+    """Where the whole image and what is around it is to be ignored and there are no objects, nothing is taught."""
+    model = tiny(variant)
+    batch = random_batch(counts=(0, 0))
+    for inputs in batch:
+        height, width = inputs["instances"].image_size
+        inputs["ignored"] = Instances(
+            (height, width), gt_boxes=Boxes(torch.tensor([[-width, -height, 2 * width, 2 * height]]))
+        )
+    assert {name: value.item() for name, value in model(batch).items() if value != 0} == {}
+
+
+@variants
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_boxes_stay_float32_in_mixed_precision(variant, dtype):
+    """bfloat16 tells 256 places of an image apart; and a box without extent is no reason for NaN."""
+    model = roughen(tiny(variant)).eval()
+    extra = random_queries(model, torch.zeros(2, 3, dtype=torch.bool))
+    extra.reference[:, 0, 2:] = 1e-7
+    with torch.no_grad():
+        # an untrained backbone overflows float16
+        memory = model.encode(model.preprocess(random_batch()))
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        queries = model.propose(memory)
+        for asked in (queries, extra):
+            predictions = model.decode(memory, asked)
+            assert predictions.boxes.dtype == asked.reference.dtype == torch.float32
+            assert predictions.boxes.isfinite().all()
+            assert predictions.logits.isfinite().all()

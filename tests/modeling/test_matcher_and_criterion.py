@@ -30,7 +30,7 @@ def test_matcher_finds_the_cheapest_of_all_assignments():
     predictions, targets = random_case()
     matches = HungarianMatcher(2, 5, 2)(predictions, targets)
     for layer, (image, query, target) in enumerate(matches):
-        for b, (labels, boxes) in enumerate(targets):
+        for b, (labels, boxes, _) in enumerate(targets):
             mine = dict(zip(target[image == b].tolist(), query[image == b].tolist(), strict=True))
             assert sorted(mine) == list(range(len(labels)))
 
@@ -69,6 +69,31 @@ def test_criterion_equals_a_loop():
         torch.testing.assert_close(losses[f"loss_class{suffix}"], focal / 5)
         torch.testing.assert_close(losses[f"loss_bbox{suffix}"], 5 * l1 / 5)
         assert losses[f"loss_giou{suffix}"].item() == pytest.approx(2 * overlap / 5, rel=1e-4)
+
+
+def share_within(box, region):
+    """Of a box's area, counted in a grid of points."""
+    (cx, cy, w, h), (rx, ry, rw, rh) = box.tolist(), region.tolist()
+    steps = [(i + 0.5) / 200 - 0.5 for i in range(200)]
+    columns = sum(abs(cx + s * w - rx) < rw / 2 for s in steps)
+    rows = sum(abs(cy + s * h - ry) < rh / 2 for s in steps)
+    return columns * rows / 200**2
+
+
+def test_predictions_in_ignored_regions_are_not_taught_to_be_background():
+    predictions, (first, second) = random_case(layers=1, queries=40)
+    predictions.logits.requires_grad_()
+    regions = torch.rand(3, 4) * 0.4 + 0.1
+    targets = [first._replace(ignored=regions), second._replace(ignored=torch.zeros(0, 4))]
+    criterion = SetCriterion(HungarianMatcher(2, 5, 2), 1, 5, 2)
+    matched = {(b.item(), q.item()) for b, q, _ in zip(*criterion.matcher(predictions, targets)[0], strict=True)}
+    criterion(predictions, targets)["loss_class"].backward()
+    silent = (predictions.logits.grad[0] == 0).all(-1)
+    shares = [max(share_within(box, region) for region in regions) for box in predictions.boxes[0, 0]]
+    expected = [share > 0.5 and (0, q) not in matched for q, share in enumerate(shares)]
+    assert silent[0].tolist() == expected
+    assert 0 < sum(expected) < 40 - 2
+    assert not silent[1].any()
 
 
 def test_no_objects_leave_finite_classification_loss_alone():

@@ -114,12 +114,18 @@ class MatchedLogitLoss(LogitLoss):
 
     def __call__(self, teacher: Outputs, student: Outputs, targets: list[Target]) -> dict[str, Tensor]:
         _, _, padding = pad_targets(targets)
-        theirs = self.gather(spread_layers(teacher.objects, len(student.objects.logits)), targets, padding)
-        return self.compare(theirs, self.gather(student.objects, targets, padding), ~padding)
+        theirs, matched = self.gather(spread_layers(teacher.objects, len(student.objects.logits)), targets, padding)
+        ours, also_matched = self.gather(student.objects, targets, padding)
+        return self.compare(theirs, ours, matched & also_matched)
 
-    def gather(self, predictions: Predictions, targets: list[Target], padding: Tensor) -> Predictions:
-        """Predictions in the order of the objects: (E, B, n, ...)."""
-        query_of = torch.zeros(len(predictions.logits), *padding.shape, dtype=torch.long, device=padding.device)
+    def gather(self, predictions: Predictions, targets: list[Target], padding: Tensor) -> tuple[Predictions, Tensor]:
+        """Predictions in the order of the objects: (E, B, n, ...); and (E, B, n), whether an object has one.
+
+        With more objects than queries some have none.
+        """
+        query_of = torch.full((len(predictions.logits), *padding.shape), -1, device=padding.device)
         for layer, (image, query, target) in enumerate(self.matcher(predictions, targets)):
             query_of[layer, image, target] = query
-        return Predictions(*(x.gather(2, query_of[..., None].expand(-1, -1, -1, x.shape[-1])) for x in predictions))
+        index = query_of.clamp(min=0)[..., None]
+        gathered = Predictions(*(x.gather(2, index.expand(-1, -1, -1, x.shape[-1])) for x in predictions))
+        return gathered, query_of >= 0

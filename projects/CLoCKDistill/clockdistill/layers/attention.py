@@ -74,7 +74,9 @@ class MultiScaleDeformableAttention(nn.Module):
         weights = weights.softmax(-1).view(B, Q, heads, levels, points)
         reference = reference[:, :, None, :, None]
         if reference.shape[-1] == 2:
-            locations = torch.addcdiv(reference, offsets, spatial_shapes.flip(-1)[:, None].to(offsets))
+            # float32 tells all widths apart; from the CPU without waiting for the GPU
+            sizes = spatial_shapes.flip(-1)[:, None].to(reference, non_blocking=True)
+            locations = reference + offsets / sizes
         else:
             locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
         output = ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)

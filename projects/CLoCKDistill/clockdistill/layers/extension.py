@@ -2,10 +2,13 @@
 
 import json
 import logging
+import re
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from ..errors import UserError
 
 LIBRARY = Path(__file__).resolve().parent.parent / "_C.so"
 # written by setup.py beside the library, or in its place where it could not be built
@@ -51,7 +54,34 @@ def describe(device_type: str) -> str:
     return f"pure PyTorch, since {load() or read_record()['problem']}"
 
 
+def serves_gpu(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code for architectures such as "8.0 9.0+PTX" runs on a GPU of a compute capability.
+
+    Machine code runs on later minor versions of its own major one, PTX on everything later.
+    """
+    for name in re.split(r"[ ;]+", architectures.strip()):
+        version = re.match(r"(\d+)\.(\d+)", name)
+        if version is None:  # a name such as "Hopper", which torch alone understands
+            return True
+        major, minor = map(int, version.groups())
+        if (major, minor) <= capability and (major == capability[0] or name.endswith("+PTX")):
+            return True
+    return False
+
+
 def log_backend(device_type: str) -> None:
-    """One line in the log: which of the three serves this run."""
+    """One line in the log: which of the three serves this run.
+
+    Raises:
+        UserError: the CUDA kernels were compiled for other GPUs than this machine's.
+    """
+    if device_type == "cuda" and has_kernel("cuda") and torch.cuda.is_available():
+        built_for, capability = read_record()["architectures"], torch.cuda.get_device_capability()
+        if not serves_gpu(built_for, capability):
+            wanted = "{}.{}".format(*capability)
+            raise UserError(
+                f"the operators were compiled for GPUs of compute capability {built_for}, and this one has {wanted}: "
+                f"run `TORCH_CUDA_ARCH_LIST={wanted} pip install --no-build-isolation -e .` in the folder of setup.py"
+            )
     name = {"cpu": "CPU", "cuda": "CUDA"}[device_type]
     logger.info("Multi-scale deformable attention on %s: %s.", name, describe(device_type))

@@ -171,8 +171,8 @@ def check_grad_output(grad_output: Tensor, value: Tensor, sampling_locations: Te
 
 
 def read_levels(spatial_shapes: Tensor, level_start_index: Tensor, tokens: int) -> list[tuple[int, int, int]]:
-    """(height, width, start) of every level. RuntimeError where a level is not within the tokens."""
-    levels = []
+    """(height, width, start) of every level. RuntimeError where one is not within the tokens, or overlaps another."""
+    levels, end = [], 0
     for level, ((height, width), start) in enumerate(
         zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True)
     ):
@@ -181,11 +181,16 @@ def read_levels(spatial_shapes: Tensor, level_start_index: Tensor, tokens: int) 
             f"spatial_shapes must hold heights and widths, got ({height}, {width}) for level {level}",
         )
         require(
-            start >= 0 and start + height * width <= tokens,
+            start >= end,
+            f"level_start_index: level {level} starts at {start}, within the level before it or before the tokens",
+        )
+        require(
+            start + height * width <= tokens,
             f"level_start_index: level {level} of {height} x {width} cells does not fit from {start} on into the "
             f"{tokens} tokens of value",
         )
         levels.append((height, width, start))
+        end = start + height * width
     return levels
 
 
@@ -255,4 +260,9 @@ def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return grads[0], None, None, grads[1], grads[2]
 
 
+def double_backward(ctx, *grads: Tensor) -> None:
+    raise NotImplementedError("clockdistill::ms_deform_attn has no second derivative: use by_grid_sample for it")
+
+
 torch.library.register_autograd("clockdistill::ms_deform_attn", backward, setup_context=keep_inputs)
+torch.library.register_autograd("clockdistill::ms_deform_attn_backward", double_backward)

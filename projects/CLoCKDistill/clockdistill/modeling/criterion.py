@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from ..layers import giou_loss
 from .matcher import HungarianMatcher
@@ -27,6 +27,8 @@ class SetCriterion:
         matcher: assigns predictions to objects where no assignment is given.
         class_weight, l1_weight, giou_weight: weights of the three losses.
         alpha, gamma: of the focal loss (arXiv:1708.02002).
+        ignored_share: a prediction without an object that lies by more than this share of its area in a region to be
+            ignored is not taught to be background, as KITTI's evaluation counts no such detection as false.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class SetCriterion:
         giou_weight: float,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        ignored_share: float = 0.5,
     ):
         self.matcher = matcher
         self.class_weight = class_weight
@@ -44,6 +47,7 @@ class SetCriterion:
         self.giou_weight = giou_weight
         self.alpha = alpha
         self.gamma = gamma
+        self.ignored_share = ignored_share
 
     def num_objects(self, targets: list[Target]) -> Tensor:
         """Objects a rank, averaged over ranks and at least 1."""
@@ -79,6 +83,20 @@ class SetCriterion:
             losses.update({f"{key}{name}": value / normalizer for key, value in layer_losses.items()})
         return losses
 
+    @torch.no_grad()
+    def in_ignored_regions(self, boxes: Tensor, targets: list[Target]) -> Tensor:
+        """(B, Q), True on boxes (B, Q, 4) that lie in a region to be ignored by more than `ignored_share`."""
+        inside = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+        for image, target in enumerate(targets):
+            if target.ignored is None or not len(target.ignored):
+                continue
+            box = box_convert(boxes[image], "cxcywh", "xyxy")[:, None]
+            region = box_convert(target.ignored, "cxcywh", "xyxy")
+            common = torch.minimum(box[..., 2:], region[:, 2:]) - torch.maximum(box[..., :2], region[:, :2])
+            area = boxes[image, :, 2:].prod(-1)
+            inside[image] = common.clamp(min=0).prod(-1).amax(-1) > self.ignored_share * area
+        return inside
+
     def layer_losses(
         self,
         logits: Tensor,
@@ -95,8 +113,11 @@ class SetCriterion:
         one_hot = torch.zeros_like(logits)
         one_hot[image, query] = F.one_hot(matched_labels, logits.shape[-1]).to(logits)
         class_loss = sigmoid_focal_loss(logits, one_hot, self.alpha, self.gamma)
+        unasked = self.in_ignored_regions(boxes, targets)
+        unasked[image, query] = False
         if padding is not None:
-            class_loss = class_loss.masked_fill(padding[..., None], 0)
+            unasked |= padding
+        class_loss = class_loss.masked_fill(unasked[..., None], 0)
         predicted = boxes[image, query]
         return {
             "loss_class": self.class_weight * class_loss.sum(),

@@ -110,7 +110,8 @@ class DABDecoder(AnchorDecoder):
         if index > 0:
             centre = centre * self.position_scale(x)
         # Eq. 6: the similarity along x times w_ref / w, and along y times h_ref / h; y comes before x
-        stretch = self.extent_head(x).sigmoid() / reference[..., 2:]
+        # a box below a ten thousandth of the image would overflow float16
+        stretch = self.extent_head(x).sigmoid() / reference[..., 2:].clamp(min=1e-4)
         centre = centre * stretch.flip(-1).repeat_interleave(half, -1)
         return self.layers[index](x, self.reference_head(encoded), centre, memory, mask)
 

@@ -59,7 +59,8 @@ class DeformableDETR(Detector):
         """Object queries: learnt ones, or the boxes of the best-scored cells, encoded."""
         if not self.two_stage:
             position, content = self.query_embedding.weight.expand(len(memory.tokens), -1, -1).chunk(2, -1)
-            points = self.reference_points(position).sigmoid()
+            # in half precision neighbouring points would be pixels apart
+            points = self.reference_points(position).float().sigmoid()
             return Queries(content, torch.cat((points, torch.full_like(points, 0.5)), -1), position=position)
 
         anchors, unfit = cell_anchors(memory)
@@ -91,7 +92,7 @@ class DeformableDETR(Detector):
         """Losses of the decoder's layers, and of every cell's proposal (`_enc`), objects against background."""
         losses, outputs = super().losses(memory, queries, targets, extra)
         if queries.proposals is not None:
-            objects = [Target(torch.zeros_like(target.labels), target.boxes) for target in targets]
+            objects = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
             losses |= self.criterion(queries.proposals, objects, "_enc")
         return losses, outputs
 

@@ -103,8 +103,9 @@ class Detector(nn.Module):
     def forward(self, batched_inputs: list[dict], extra: Queries | None = None, with_outputs: bool = False):
         """
         Args:
-            batched_inputs: Detectron2's: `image` (3, H, W) RGB in [0, 255]; `instances` in training; `height` and
-                `width` of the wanted output at inference.
+            batched_inputs: Detectron2's: `image` (3, H, W) RGB in [0, 255]; in training `instances`, and
+                `ignored` where there are regions to be ignored; `height` and `width` of the wanted output at
+                inference.
             extra: further queries for the decoder, in training; they change nothing for the detector's own.
             with_outputs: return `(losses, Outputs)` in training.
 
@@ -126,15 +127,20 @@ class Detector(nn.Module):
         return ImageList.from_tensors(images)
 
     def targets(self, batched_inputs: list[dict]) -> list[Target]:
-        """Objects after augmentation, boxes without width or height left out."""
+        """Objects after augmentation, and regions to be ignored; boxes without width or height left out."""
         targets = []
-        for instances in (x["instances"].to(self.device) for x in batched_inputs):
-            instances = instances[instances.gt_boxes.nonempty()]
-            height, width = instances.image_size
-            scale = torch.tensor([width, height, width, height], device=self.device)
-            boxes = box_convert(instances.gt_boxes.tensor.float() / scale, "xyxy", "cxcywh")
-            targets.append(Target(instances.gt_classes, boxes))
+        for inputs in batched_inputs:
+            objects, ignored = inputs["instances"], inputs.get("ignored")
+            objects = objects[objects.gt_boxes.nonempty()].to(self.device)
+            regions = None if ignored is None else self.relative_boxes(ignored[ignored.gt_boxes.nonempty()])
+            targets.append(Target(objects.gt_classes, self.relative_boxes(objects), regions))
         return targets
+
+    def relative_boxes(self, instances: Instances) -> Tensor:
+        """(n, 4), as (cx, cy, w, h) in [0, 1] of the image."""
+        height, width = instances.image_size
+        boxes = instances.gt_boxes.tensor.to(self.device, torch.float32)
+        return box_convert(boxes / boxes.new_tensor([width, height, width, height]), "xyxy", "cxcywh")
 
     def postprocess(
         self, predictions: Predictions, batched_inputs: list[dict], image_sizes: list[tuple[int, int]]

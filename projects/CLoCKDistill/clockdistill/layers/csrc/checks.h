@@ -103,16 +103,22 @@ inline std::vector<Level> read_levels(
   const auto* shape = shapes.const_data_ptr<int64_t>();
   const auto* start = starts.const_data_ptr<int64_t>();
   std::vector<Level> levels;
+  int64_t end = 0;
   for (int64_t l = 0; l < shapes.size(0); ++l) {
     const Level level{shape[2 * l], shape[2 * l + 1], start[l]};
     TORCH_CHECK(
         level.height >= 0 && level.width >= 0 && level.height <= INT32_MAX && level.width <= INT32_MAX,
         "spatial_shapes must hold heights and widths, got (", level.height, ", ", level.width, ") for level ", l);
+    // levels of their own cells: what adds up their gradients writes to each without looking at the others
     TORCH_CHECK(
-        level.start >= 0 && level.start <= tokens && level.height * level.width <= tokens - level.start,
+        level.start >= end, "level_start_index: level ", l, " starts at ", level.start,
+        ", within the level before it or before the tokens");
+    TORCH_CHECK(
+        level.start <= tokens && level.height * level.width <= tokens - level.start,
         "level_start_index: level ", l, " of ", level.height, " x ", level.width, " cells does not fit from ",
         level.start, " on into the ", tokens, " tokens of value");
     levels.push_back(level);
+    end = level.start + level.height * level.width;
   }
   return levels;
 }
