@@ -58,9 +58,11 @@ def test_json_is_replaced_as_a_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_configs_are_there():
-    for config in (demo.TEACHER_CONFIG, demo.STUDENT_CONFIG, demo.DISTILLED_CONFIG):
-        assert (demo.ROOT / config).is_file()
+@pytest.mark.parametrize("family", demo.FAMILIES)
+def test_configs_and_teachers_are_there(family):
+    for name in demo.BACKBONES:
+        assert (demo.ROOT / demo.config_of(family, name)).is_file()
+    assert (demo.ROOT / demo.TEACHER_CHECKPOINT.format(family)).is_file()
 
 
 @pytest.fixture
@@ -108,8 +110,8 @@ def test_one_failure_ends_the_other_training_too(fake_train_net, capsys):
         "for _ in range(600): print('still training', flush=True); time.sleep(0.1)\n"
     )
     start = time.monotonic()
-    with pytest.raises(UserError, match=Path(demo.DISTILLED_CONFIG).name):
-        demo.train_pair(0, Path("out"))
+    with pytest.raises(UserError, match=Path(demo.config_of("dab_detr", "distilled")).name):
+        demo.train_pair("dab_detr", 0, Path("out"))
     assert time.monotonic() - start < 30
     assert capsys.readouterr().err == "error: no teacher\n"
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """The method in under ten minutes on two cores; `make demo` runs it.
 
-tools/demo.py                  one seed: a table, results.json, curves.png and comparison_*.png in output/demo
-tools/demo.py --seeds 0 1 2    the same pair of trainings for every seed: a table and output/demo/seeds.json
+tools/demo.py                  one seed: a table, results.json, curves.png and comparison_*.png in output/demo/dino
+tools/demo.py --seeds 0 1 2    the same pair of trainings for every seed: a table and output/demo/dino/seeds.json
+tools/demo.py --families dino deformable_detr dab_detr --seeds 0 1 2    the same for each family
 """
 
 import argparse
@@ -33,18 +34,17 @@ from clockdistill.evaluation.pictures import plot_curves, save_comparisons
 
 # Everything below is relative to the repository, which the demo makes its working directory.
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = "projects/CLoCKDistill/configs/dino/"
-TEACHER_CONFIG = CONFIGS + "dino_r18w20_street.py"
-STUDENT_CONFIG = CONFIGS + "dino_r18w8_street.py"
-DISTILLED_CONFIG = CONFIGS + "dino_r18w20_to_r18w8_street.py"
-TEACHER_CHECKPOINT = "projects/CLoCKDistill/demo/teacher.pth"
+FAMILIES = ("dino", "deformable_detr", "dab_detr")
+CONFIG = "projects/CLoCKDistill/configs/{0}/{0}_{1}_street.py"
+BACKBONES = {"teacher": "r18w20", "student": "r18w8", "distilled": "r18w20_to_r18w8"}
+TEACHER_CHECKPOINT = "projects/CLoCKDistill/demo/{0}_r18w20_street.pth"
 OUTPUT = Path("output/demo")
 
 TRAIN_IMAGES, VAL_IMAGES, DATA_SEED = 800, 200, 0
 PICTURES = 4
 MIN_OBJECTS = 4  # in a validation image that is worth a picture
 
-PAIR = {"student": STUDENT_CONFIG, "distilled": DISTILLED_CONFIG}
+PAIR = ("student", "distilled")
 TITLES = {"student": "Student", "distilled": "Distilled student", "teacher": "Teacher"}
 PROGRESS = re.compile(r"eta: .+?(?=  \w*loss_)")  # of Detectron2's line of progress: without the single losses
 PROGRESS_PERIOD = 10  # seconds
@@ -55,6 +55,10 @@ START = time.monotonic()
 def announce(text: str) -> None:
     minutes, seconds = divmod(int(time.monotonic() - START), 60)
     print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
+
+
+def config_of(family: str, name: str) -> str:
+    return CONFIG.format(family, BACKBONES[name])
 
 
 def make_data() -> None:
@@ -107,18 +111,24 @@ def train_net(
         )
 
 
-def train_pair(seed: int, folder: Path) -> dict[str, dict[str, float]]:
+def train_pair(family: str, seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """AP, AP50 and so on of the same student without and with distillation: same seed, data and iterations."""
-    announce(f"Training the student without and with distillation, seed {seed}")
+    announce(f"Training the student of {family} without and with distillation, seed {seed}")
     # side by side on half of the cores each: so small a model keeps one core busier than two
     threads = max(1, (os.cpu_count() or 2) // 2)
     given_up = threading.Event()
     with ThreadPoolExecutor(len(PAIR)) as pool:
         runs = {
             pool.submit(
-                train_net, config, folder / name, f"train.seed={seed}", name=name, threads=threads, given_up=given_up
+                train_net,
+                config_of(family, name),
+                folder / name,
+                f"train.seed={seed}",
+                name=name,
+                threads=threads,
+                given_up=given_up,
             ): name
-            for name, config in PAIR.items()
+            for name in PAIR
         }
         results = {}
         for run in as_completed(runs):
@@ -133,47 +143,52 @@ def train_pair(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     return {name: results[name] for name in PAIR}
 
 
-def one_seed(seed: int) -> None:
-    for old in (OUTPUT / "results.json", OUTPUT / "curves.png", *OUTPUT.glob("comparison_*.png")):
+def one_seed(family: str, seed: int) -> str:
+    """Train, evaluate and draw; the table of results."""
+    folder = OUTPUT / family
+    for old in (folder / "results.json", folder / "curves.png", *folder.glob("comparison_*.png")):
         old.unlink(missing_ok=True)
-    train_pair(seed, OUTPUT)
+    train_pair(family, seed, folder)
 
     announce("Comparing student, distilled student and teacher")
-    checkpoints = {name: OUTPUT / name / "model_final.pth" for name in PAIR}
-    models = {name: f"{STUDENT_CONFIG}:{path}" for name, path in checkpoints.items()}
-    models["teacher"] = f"{TEACHER_CONFIG}:{TEACHER_CHECKPOINT}"
+    teacher, student = config_of(family, "teacher"), config_of(family, "student")
+    checkpoints = {name: folder / name / "model_final.pth" for name in PAIR}
+    models = {name: f"{student}:{path}" for name, path in checkpoints.items()}
+    models["teacher"] = f"{teacher}:{TEACHER_CHECKPOINT.format(family)}"
     compared = [argument for name, model in models.items() for argument in ("--compare", f"{name}={model}")]
-    train_net(STUDENT_CONFIG, OUTPUT / "comparison", "--eval-only", *compared)
-    results = read_json(OUTPUT / "comparison" / "comparison.json")
+    train_net(student, folder / "comparison", "--eval-only", *compared)
+    results = read_json(folder / "comparison" / "comparison.json")
 
     announce("Drawing")
-    runs = {TITLES[name]: str(OUTPUT / name / "metrics.json") for name in PAIR}
-    plot_curves(runs, str(OUTPUT / "curves.png"), reference=(TITLES["teacher"], results["teacher"]["bbox"]["AP"]))
-    cfgs = {name: load_config(STUDENT_CONFIG, [f"train.init_checkpoint={path}"]) for name, path in checkpoints.items()}
-    draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()})
+    runs = {TITLES[name]: str(folder / name / "metrics.json") for name in PAIR}
+    plot_curves(runs, str(folder / "curves.png"), reference=(TITLES["teacher"], results["teacher"]["bbox"]["AP"]))
+    cfgs = {name: load_config(student, [f"train.init_checkpoint={path}"]) for name, path in checkpoints.items()}
+    draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()}, str(folder))
 
-    write_json(OUTPUT / "results.json", results)
-    announce(f"Done; results.json, curves.png and comparison_*.png are in {OUTPUT.resolve()}\n")
-    print(comparison_table({TITLES[name]: result for name, result in results.items()}))
+    write_json(folder / "results.json", results)
+    announce(f"Done with {family}; results.json, curves.png and comparison_*.png are in {folder.resolve()}")
+    return comparison_table({TITLES[name]: result for name, result in results.items()})
 
 
-def several_seeds(seeds: list[int]) -> None:
-    (OUTPUT / "seeds.json").unlink(missing_ok=True)
-    results = {seed: train_pair(seed, OUTPUT / f"seed{seed}") for seed in seeds}
+def several_seeds(family: str, seeds: list[int]) -> str:
+    """Train the pair for every seed; the table of the seeds."""
+    folder = OUTPUT / family
+    (folder / "seeds.json").unlink(missing_ok=True)
+    results = {seed: train_pair(family, seed, folder / f"seed{seed}") for seed in seeds}
     summary = summarise(results)
-    write_json(OUTPUT / "seeds.json", summary)
-    announce(f"Done; seeds.json is in {OUTPUT.resolve()}\n")
-    print(seeds_table(summary))
+    write_json(folder / "seeds.json", summary)
+    announce(f"Done with {family}; seeds.json is in {folder.resolve()}")
+    return seeds_table(summary)
 
 
-def draw_pictures(cfg: DictConfig, models: dict[str, nn.Module]) -> None:
+def draw_pictures(cfg: DictConfig, models: dict[str, nn.Module], folder: str) -> None:
     """Validation images at even distances among those with some objects: nobody chose them."""
     inputs, records = instantiate(cfg.dataloader.test).dataset, instantiate(cfg.dataloader.test.dataset)
     objects = [sum(not a.get("iscrowd") for a in record["annotations"]) for record in records]
     worthy = [i for i, count in enumerate(objects) if count >= MIN_OBJECTS]
     chosen = worthy[:: max(1, len(worthy) // PICTURES)][:PICTURES]
     names = MetadataCatalog.get(cfg.dataloader.test.dataset.names).thing_classes
-    save_comparisons(models, [inputs[i] for i in chosen], [records[i] for i in chosen], names, str(OUTPUT))
+    save_comparisons(models, [inputs[i] for i in chosen], [records[i] for i in chosen], names, folder)
 
 
 def summarise(results: dict[int, dict[str, dict[str, float]]]) -> dict:
@@ -181,7 +196,7 @@ def summarise(results: dict[int, dict[str, dict[str, float]]]) -> dict:
 
     The spread is the sample standard deviation, None for a single seed.
     """
-    ap = {name: [pair[name]["AP"] for pair in results.values()] for name in ("student", "distilled")}
+    ap = {name: [pair[name]["AP"] for pair in results.values()] for name in PAIR}
     ap["difference"] = [distilled - student for student, distilled in zip(ap["student"], ap["distilled"], strict=True)]
     mean = {name: statistics.mean(values) for name, values in ap.items()}
     std = {name: statistics.stdev(values) if len(values) > 1 else None for name, values in ap.items()}
@@ -217,17 +232,19 @@ def write_json(path: Path, data: dict) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="compare over several seeds")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=["dino"], help="dino without it")
     args = parser.parse_args()
     datasets = os.environ.get("DETECTRON2_DATASETS") or ROOT / "datasets"
     os.environ["DETECTRON2_DATASETS"] = str(Path(datasets).expanduser().absolute())
     os.chdir(ROOT)
     try:
-        OUTPUT.mkdir(parents=True, exist_ok=True)
         make_data()
-        if args.seeds:
-            several_seeds(args.seeds)
-        else:
-            one_seed(0)
+        tables = {}
+        for family in args.families:
+            (OUTPUT / family).mkdir(parents=True, exist_ok=True)
+            tables[family] = several_seeds(family, args.seeds) if args.seeds else one_seed(family, 0)
+        for family, table in tables.items():
+            print(f"\n{family}\n\n{table}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

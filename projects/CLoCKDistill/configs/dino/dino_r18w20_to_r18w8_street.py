@@ -6,7 +6,7 @@ from ..common.distillation import distillation
 from .dino_r18w8_street import dataloader, lr_multiplier, model, optimizer, train
 
 distillation.teacher.config = str(Path(__file__).with_name("dino_r18w20_street.py"))
-distillation.teacher.checkpoint = str(Path(__file__).parents[2] / "demo" / "teacher.pth")
+distillation.teacher.checkpoint = str(Path(__file__).parents[2] / "demo" / "dino_r18w20_street.pth")
 distillation.losses[0].update(alpha=0.1, beta=0.1)
 distillation.period = 100
 

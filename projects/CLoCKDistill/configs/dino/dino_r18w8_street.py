@@ -11,7 +11,7 @@ from .dino_r18w20_street import dataloader, lr_multiplier, model, optimizer, tra
 model.backbone.width = 8
 model.neck.in_channels = [16, 32, 64]
 
-train.init_checkpoint = str(Path(__file__).parents[2] / "demo" / "teacher.pth")
+train.init_checkpoint = str(Path(__file__).parents[2] / "demo" / "dino_r18w20_street.pth")
 optimizer.lr = 4e-4
 optimizer.params.backbone_lr_factor = 4.0
 train.output_dir = "./output/dino_r18w8_street"
