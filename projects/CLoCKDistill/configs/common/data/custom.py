@@ -1,4 +1,4 @@
-"""Images of one's own with boxes in COCO's JSON, small, for small computers; the paths are for the command line to give."""
+"""Images of one's own with boxes in COCO's JSON, at a small size; the command line gives the paths."""
 
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
