@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.structures import ImageList
+from detectron2.structures import Boxes, ImageList, Instances
 
 from clockdistill.modeling import Queries
 from tiny import VARIANTS, model_config, random_batch, random_queries, roughen, tiny
@@ -161,6 +161,24 @@ def test_padding_mask_and_valid_ratios_follow_image_sizes(variant):
     assert finest[height // 2 :].all()
     assert finest[:, width // 2 :].all()
     torch.testing.assert_close(memory.valid_ratios[1, 0], torch.tensor([0.5, 0.5]))
+
+
+@variants
+def test_what_lies_in_ignored_regions_is_no_background(variant):
+    model = tiny(variant)
+    batch = random_batch(counts=(0, 0))
+    # images without objects have no denoising
+    of_background = {k: v for k, v in model(batch).items() if "class" in k and "_dn" not in k}
+    for x in batch:
+        everywhere = Boxes(torch.tensor([[0.0, 0.0, 96.0, 64.0]] * 3))
+        x["ignored"] = Instances((64, 96), gt_boxes=everywhere, gt_classes=torch.arange(3))
+    losses = model(batch)
+    for name, value in of_background.items():
+        if variant == "deformable_detr.two_stage" and name == "loss_class_enc":
+            # its proposals are objects of class 0 only: for the others they remain background
+            assert 0 < losses[name] < 0.7 * value
+        else:
+            assert losses[name] == 0 < value, name
 
 
 def test_degenerate_boxes_are_dropped():

@@ -30,7 +30,7 @@ def test_matcher_finds_the_cheapest_of_all_assignments():
     predictions, targets = random_case()
     matches = HungarianMatcher(2, 5, 2)(predictions, targets)
     for layer, (image, query, target) in enumerate(matches):
-        for b, (labels, boxes) in enumerate(targets):
+        for b, (labels, boxes, _) in enumerate(targets):
             mine = dict(zip(target[image == b].tolist(), query[image == b].tolist(), strict=True))
             assert sorted(mine) == list(range(len(labels)))
 
@@ -51,8 +51,23 @@ def test_matcher_survives_images_without_objects_and_diverged_predictions():
     assert [len(image) for image, _, _ in matches] == [2, 2]
 
 
-def test_criterion_equals_a_loop():
-    predictions, targets = random_case()
+def share_inside(box, region):
+    """Of the part of a box (cx, cy, w, h) that is in the image."""
+    (x0, y0, x1, y1), (left, top, right, bottom) = (
+        [min(max(v, 0), 1) for v in (x - w / 2, y - h / 2, x + w / 2, y + h / 2)]
+        for x, y, w, h in (box.tolist(), region.tolist())
+    )
+    width, height = max(0, min(x1, right) - max(x0, left)), max(0, min(y1, bottom) - max(y0, top))
+    return width * height / ((x1 - x0) * (y1 - y0))
+
+
+@pytest.mark.parametrize("regions", [None, (0, 0), (4, 0), (2, 3)])
+def test_criterion_equals_a_loop(regions):
+    predictions, targets = random_case(queries=12)
+    predictions.boxes[..., 0] -= 0.2
+    if regions:
+        ignored = [Target(torch.randint(3, (n,)), torch.rand(n, 4) * 0.4 + 0.2) for n in regions]
+        targets = [target._replace(ignored=region) for target, region in zip(targets, ignored, strict=True)]
     criterion = SetCriterion(HungarianMatcher(2, 5, 2), 1, 5, 2)
     losses = criterion(predictions, targets)
     matches = criterion.matcher(predictions, targets)
@@ -65,7 +80,16 @@ def test_criterion_equals_a_loop():
             l1 += (boxes[b, q] - targets[b].boxes[t]).abs().sum()
             overlap += 1 - giou(boxes[b, q], targets[b].boxes[t])
         p = logits.sigmoid()
-        focal = torch.where(wanted == 1, 0.25 * (1 - p) ** 2 * -p.log(), 0.75 * p**2 * -(1 - p).log()).sum()
+        focal = torch.where(wanted == 1, 0.25 * (1 - p) ** 2 * -p.log(), 0.75 * p**2 * -(1 - p).log())
+        matched = set(zip(*(index.tolist() for index in matches[layer][:2]), strict=True))
+        spared = 0
+        for b, q, c in itertools.product(*map(range, logits.shape)):
+            for label, region in zip(*(targets[b].ignored or ((), ()))[:2], strict=True):
+                if label == c and (b, q) not in matched and share_inside(boxes[b, q], region) > 0.5:
+                    spared += focal[b, q, c] > 0
+                    focal[b, q, c] = 0
+        assert (spared > 0) == bool(regions and sum(regions))
+        focal = focal.sum()
         torch.testing.assert_close(losses[f"loss_class{suffix}"], focal / 5)
         torch.testing.assert_close(losses[f"loss_bbox{suffix}"], 5 * l1 / 5)
         assert losses[f"loss_giou{suffix}"].item() == pytest.approx(2 * overlap / 5, rel=1e-4)

@@ -98,8 +98,8 @@ class Detector(nn.Module):
     def forward(self, batched_inputs: list[dict], extra: Queries | None = None, with_outputs: bool = False):
         """
         Args:
-            batched_inputs: Detectron2's: `image` (3, H, W) RGB in [0, 255]; `instances` in training; `height` and
-                `width` of the wanted output at inference.
+            batched_inputs: Detectron2's: `image` (3, H, W) RGB in [0, 255]; in training `instances`, and `ignored`
+                where there are such regions; `height` and `width` of the wanted output at inference.
             extra: further queries for the decoder, in training; they change nothing for the detector's own.
             with_outputs: return `(losses, Outputs)` in training.
 
@@ -121,14 +121,12 @@ class Detector(nn.Module):
         return ImageList.from_tensors(images)
 
     def targets(self, batched_inputs: list[dict]) -> list[Target]:
-        """Objects after augmentation, boxes without width or height left out."""
+        """Objects, and `ignored` regions, after augmentation; boxes without width or height left out."""
         targets = []
-        for instances in (x["instances"].to(self.device) for x in batched_inputs):
-            instances = instances[instances.gt_boxes.nonempty()]
-            height, width = instances.image_size
-            scale = torch.tensor([width, height, width, height], device=self.device)
-            boxes = box_convert(instances.gt_boxes.tensor.float() / scale, "xyxy", "cxcywh")
-            targets.append(Target(instances.gt_classes, boxes))
+        for x in batched_inputs:
+            target = make_target(x["instances"].to(self.device))
+            ignored = x.get("ignored")
+            targets.append(target if ignored is None else target._replace(ignored=make_target(ignored.to(self.device))))
         return targets
 
     def postprocess(
@@ -149,6 +147,14 @@ class Detector(nn.Module):
             wanted = inputs.get("height", height), inputs.get("width", width)
             results.append({"instances": detector_postprocess(instances, *wanted)})
         return results
+
+
+def make_target(instances: Instances) -> Target:
+    """Classes, and boxes relative to the image, of those that have width and height."""
+    instances = instances[instances.gt_boxes.nonempty()]
+    height, width = instances.image_size
+    scale = instances.gt_boxes.tensor.new_tensor([width, height, width, height])
+    return Target(instances.gt_classes, box_convert(instances.gt_boxes.tensor.float() / scale, "xyxy", "cxcywh"))
 
 
 def padding_masks(images: ImageList, shapes: list[tuple[int, int]]) -> list[Tensor]:

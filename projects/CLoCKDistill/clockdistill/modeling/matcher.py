@@ -30,8 +30,8 @@ class HungarianMatcher:
         """For every layer: indices of image, query and target (within the image), each of shape (matches,)."""
         logits, boxes = predictions.logits.float(), predictions.boxes.float()
         matches = [([], [], []) for _ in range(len(logits))]
-        for image, (labels, target_boxes) in enumerate(targets):
-            costs = self.cost(logits[:, image], boxes[:, image], labels, target_boxes).cpu()
+        for image, objects in enumerate(targets):
+            costs = self.cost(logits[:, image], boxes[:, image], objects.labels, objects.boxes).cpu()
             for layer, cost in enumerate(costs):
                 query, target = map(torch.as_tensor, linear_sum_assignment(cost))
                 for column, index in zip(matches[layer], (torch.full_like(query, image), query, target), strict=True):

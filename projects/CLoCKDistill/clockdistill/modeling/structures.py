@@ -107,10 +107,14 @@ class Predictions(NamedTuple):
 
 
 class Target(NamedTuple):
-    """One image's objects: labels (n,) and boxes (n, 4) as (cx, cy, w, h) in [0, 1] of the image without padding."""
+    """One image's objects: labels (n,) and boxes (n, 4) as (cx, cy, w, h) in [0, 1] of the image without padding.
+
+    `ignored` are regions, in each of which detections of its label are neither right nor wrong; None is no region.
+    """
 
     labels: Tensor
     boxes: Tensor
+    ignored: Target | None = None
 
 
 def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
