@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
-from detectron2.engine import default_argument_parser
 from PIL import Image
 
 from clockdistill.data import check, register_by_name
@@ -301,7 +300,7 @@ def test_a_fault_of_the_config_ends_the_training(root, capsys, config, overrides
     given = [text for text in overrides if text.startswith("--")]
     options = [*names, f"train.output_dir={root}/out", *(text for text in overrides if text not in given)]
     arguments = ["--config-file", str(path), "--num-gpus", "0", *given, *options]
-    assert run(train_net.main, default_argument_parser().parse_args(arguments)) == 1
+    assert run(train_net.main, train_net.parse_args(arguments)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(f"error: .*{message}", last), last
     assert not list(Path(root).glob("out/*.pth"))

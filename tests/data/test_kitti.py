@@ -183,23 +183,48 @@ def predictions(records, boxes_of):
         yield [record], [{"instances": instances}]
 
 
-def test_coco_evaluation_is_perfect_for_the_truth_and_ignores_what_lies_on_regions(tmp_path, monkeypatch):
-    make_kitti(tmp_path / "kitti", [f"{CAR}\n{DONT_CARE}\n"] * 5)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+# all are high enough for KITTI's moderate level
+ON_REGION, ON_VAN, ELSEWHERE = [510.0, 172.0, 580.0, 208.0], [100.0, 181.54, 136.18, 221.54], [10.0, 10.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "box", "label", "is_wrong"),
+    [
+        ("all", ON_REGION, 0, False),
+        ("all", ELSEWHERE, 0, True),
+        ("three", ON_REGION, 0, False),
+        ("three", ON_REGION, 1, False),
+        ("three", ON_VAN, 0, False),
+        ("three", ELSEWHERE, 0, True),
+        ("Car+Van:Car", ON_VAN, 0, False),
+    ],
+)
+def test_coco_and_kitti_evaluation_ignore_what_lies_on_regions_and_neighbours(tmp_path, classes, box, label, is_wrong):
+    """A wrong detection is surer than the right one, and would spoil its precision."""
+    car, region = CAR.replace("203.12", "209.12"), DONT_CARE.replace("190.13", "210.13")
+    van = CAR.replace("Car", "Van").replace("387.63 181.54 423.81 203.12", " ".join(map(str, ON_VAN)))
+    make_kitti(tmp_path / "data", [f"{car}\n{van}\n{region}\n"] * 5)
+    name = f"kitti:{tmp_path}/data:val:{classes}"
+    register_by_name(name)
     cfg = LazyConfig.load(str(CONFIGS / "common" / "data" / "kitti.py"))
     cfg.train = dict(output_dir=str(tmp_path / "output"))
-    records = DatasetCatalog.get("kitti_val")
-    on_region = [510.0, 172.0, 580.0, 188.0]
+    cfg.dataloader.test.dataset.names = name
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    evaluator.reset()
 
-    def evaluate(extra):
-        evaluator = instantiate(cfg.dataloader.evaluator)
-        evaluator.reset()
-        for inputs, outputs in predictions(records, lambda r: ([extra, r["annotations"][0]["bbox"]], [0, 0])):
-            evaluator.process(inputs, outputs)
-        return evaluator.evaluate()["bbox"]["AP"]
+    def boxes_of(record):
+        objects = [a for a in record["annotations"] if not a["iscrowd"]]
+        # a Van that is an object is to be found too, unless that is the detection in question
+        objects = [a for a in objects if box != ON_VAN or a["type"] != "Van"]
+        return [box, *(a["bbox"] for a in objects)], [label, *(a["category_id"] for a in objects)]
 
-    assert evaluate(on_region) == pytest.approx(100)
-    assert evaluate([10.0, 10.0, 60.0, 60.0]) < 60
+    for inputs, outputs in predictions(DatasetCatalog.get(name), boxes_of):
+        evaluator.process(inputs, outputs)
+    results = evaluator.evaluate()
+    assert results["bbox"]["AP50"] == pytest.approx(100) or is_wrong
+    assert results["bbox"]["AP50"] < 80 or not is_wrong
+    # a single object reaches the first of 11 steps of recall, with a precision of 1 or of 1/2
+    assert results["kitti"]["Car/moderate/AP11"] == pytest.approx(50 / 11 if is_wrong else 100 / 11)
 
 
 def test_loader_gives_rgb(tmp_path):

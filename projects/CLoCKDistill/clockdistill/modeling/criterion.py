@@ -8,7 +8,7 @@ from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from ..layers import giou_loss
 from .matcher import HungarianMatcher
-from .structures import Predictions, Target
+from .structures import Predictions, Target, pad_targets
 
 
 def average_over_ranks(total: Tensor) -> Tensor:
@@ -27,8 +27,9 @@ class SetCriterion:
         matcher: assigns predictions to objects where no assignment is given.
         class_weight, l1_weight, giou_weight: weights of the three losses.
         alpha, gamma: of the focal loss (arXiv:1708.02002).
-        ignored_share: a prediction without an object that lies by more than this share of its area in a region to be
-            ignored is not taught to be background, as KITTI's evaluation counts no such detection as false.
+        ignore_overlap: a prediction without an object has no loss for a class where more than this share of its area
+            lies in one region ignored for that class. By such a share COCO's evaluation tells what lies on a crowd
+            (from IoU 0.5 on), and KITTI's development kit what lies on DontCare (0.5, of cars 0.7).
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class SetCriterion:
         giou_weight: float,
         alpha: float = 0.25,
         gamma: float = 2.0,
-        ignored_share: float = 0.5,
+        ignore_overlap: float = 0.5,
     ):
         self.matcher = matcher
         self.class_weight = class_weight
@@ -47,7 +48,7 @@ class SetCriterion:
         self.giou_weight = giou_weight
         self.alpha = alpha
         self.gamma = gamma
-        self.ignored_share = ignored_share
+        self.ignore_overlap = ignore_overlap
 
     def num_objects(self, targets: list[Target]) -> Tensor:
         """Objects a rank, averaged over ranks and at least 1."""
@@ -83,20 +84,6 @@ class SetCriterion:
             losses.update({f"{key}{name}": value / normalizer for key, value in layer_losses.items()})
         return losses
 
-    @torch.no_grad()
-    def in_ignored_regions(self, boxes: Tensor, targets: list[Target]) -> Tensor:
-        """(B, Q), True on boxes (B, Q, 4) that lie in a region to be ignored by more than `ignored_share`."""
-        inside = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
-        for image, target in enumerate(targets):
-            if target.ignored is None or not len(target.ignored):
-                continue
-            box = box_convert(boxes[image], "cxcywh", "xyxy")[:, None]
-            region = box_convert(target.ignored, "cxcywh", "xyxy")
-            common = torch.minimum(box[..., 2:], region[:, 2:]) - torch.maximum(box[..., :2], region[:, :2])
-            area = boxes[image, :, 2:].prod(-1)
-            inside[image] = common.clamp(min=0).prod(-1).amax(-1) > self.ignored_share * area
-        return inside
-
     def layer_losses(
         self,
         logits: Tensor,
@@ -113,14 +100,31 @@ class SetCriterion:
         one_hot = torch.zeros_like(logits)
         one_hot[image, query] = F.one_hot(matched_labels, logits.shape[-1]).to(logits)
         class_loss = sigmoid_focal_loss(logits, one_hot, self.alpha, self.gamma)
-        unasked = self.in_ignored_regions(boxes, targets)
-        unasked[image, query] = False
         if padding is not None:
-            unasked |= padding
-        class_loss = class_loss.masked_fill(unasked[..., None], 0)
+            class_loss = class_loss.masked_fill(padding[..., None], 0)
+        ignored = self.in_ignored_regions(boxes.detach(), targets, logits.shape[-1])
+        if ignored is not None:
+            ignored[image, query] = False
+            class_loss = class_loss.masked_fill(ignored, 0)
         predicted = boxes[image, query]
         return {
             "loss_class": self.class_weight * class_loss.sum(),
             "loss_bbox": self.l1_weight * (predicted - matched_boxes).abs().sum(),
             "loss_giou": self.giou_weight * giou_loss(predicted, matched_boxes).sum(),
         }
+
+    def in_ignored_regions(self, boxes: Tensor, targets: list[Target], num_classes: int) -> Tensor | None:
+        """(B, Q, K), True where a box of (B, Q, 4) lies in a region ignored for the class; None without regions."""
+        nothing = Target(targets[0].labels[:0], targets[0].boxes[:0])
+        regions = [nothing if target.ignored is None else target.ignored for target in targets]
+        if not any(len(region.labels) for region in regions):
+            return None
+        labels, regions, padding = pad_targets(regions)
+        # detections are clipped to the image before they are evaluated
+        boxes, regions = (box_convert(b, "cxcywh", "xyxy").clamp(0, 1)[:, :, None] for b in (boxes, regions))
+        regions = regions.transpose(1, 2)
+        low, high = torch.maximum(boxes[..., :2], regions[..., :2]), torch.minimum(boxes[..., 2:], regions[..., 2:])
+        area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+        covered = (high - low).clamp(min=0).prod(-1) > self.ignore_overlap * area
+        of_class = F.one_hot(labels, num_classes).masked_fill(padding[..., None], 0)
+        return covered.float() @ of_class.float() > 0

@@ -92,9 +92,14 @@ class DeformableDETR(Detector):
         """Losses of the decoder's layers, and of every cell's proposal (`_enc`), objects against background."""
         losses, outputs = super().losses(memory, queries, targets, extra)
         if queries.proposals is not None:
-            objects = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
-            losses |= self.criterion(queries.proposals, objects, "_enc")
+            losses |= self.criterion(queries.proposals, [as_one_class(target) for target in targets], "_enc")
         return losses, outputs
+
+
+def as_one_class(target: Target) -> Target:
+    """All labels 0."""
+    ignored = None if target.ignored is None else as_one_class(target.ignored)
+    return Target(torch.zeros_like(target.labels), target.boxes, ignored)
 
 
 class DeformableDETRDecoder(nn.Module):

@@ -103,9 +103,8 @@ class Detector(nn.Module):
     def forward(self, batched_inputs: list[dict], extra: Queries | None = None, with_outputs: bool = False):
         """
         Args:
-            batched_inputs: Detectron2's: `image` (3, H, W) RGB in [0, 255]; in training `instances`, and
-                `ignored` where there are regions to be ignored; `height` and `width` of the wanted output at
-                inference.
+            batched_inputs: Detectron2's: `image` (3, H, W) RGB in [0, 255]; in training `instances`, and `ignored`
+                where there are such regions; `height` and `width` of the wanted output at inference.
             extra: further queries for the decoder, in training; they change nothing for the detector's own.
             with_outputs: return `(losses, Outputs)` in training.
 
@@ -127,20 +126,13 @@ class Detector(nn.Module):
         return ImageList.from_tensors(images)
 
     def targets(self, batched_inputs: list[dict]) -> list[Target]:
-        """Objects after augmentation, and regions to be ignored; boxes without width or height left out."""
+        """Objects, and `ignored` regions, after augmentation; boxes without width or height left out."""
         targets = []
-        for inputs in batched_inputs:
-            objects, ignored = inputs["instances"], inputs.get("ignored")
-            objects = objects[objects.gt_boxes.nonempty()].to(self.device)
-            regions = None if ignored is None else self.relative_boxes(ignored[ignored.gt_boxes.nonempty()])
-            targets.append(Target(objects.gt_classes, self.relative_boxes(objects), regions))
+        for x in batched_inputs:
+            target = make_target(x["instances"].to(self.device))
+            ignored = x.get("ignored")
+            targets.append(target if ignored is None else target._replace(ignored=make_target(ignored.to(self.device))))
         return targets
-
-    def relative_boxes(self, instances: Instances) -> Tensor:
-        """(n, 4), as (cx, cy, w, h) in [0, 1] of the image."""
-        height, width = instances.image_size
-        boxes = instances.gt_boxes.tensor.to(self.device, torch.float32)
-        return box_convert(boxes / boxes.new_tensor([width, height, width, height]), "xyxy", "cxcywh")
 
     def postprocess(
         self, predictions: Predictions, batched_inputs: list[dict], image_sizes: list[tuple[int, int]]
@@ -160,6 +152,14 @@ class Detector(nn.Module):
             wanted = inputs.get("height", height), inputs.get("width", width)
             results.append({"instances": detector_postprocess(instances, *wanted)})
         return results
+
+
+def make_target(instances: Instances) -> Target:
+    """Classes, and boxes relative to the image, of those that have width and height."""
+    instances = instances[instances.gt_boxes.nonempty()]
+    height, width = instances.image_size
+    scale = instances.gt_boxes.tensor.new_tensor([width, height, width, height])
+    return Target(instances.gt_classes, box_convert(instances.gt_boxes.tensor.float() / scale, "xyxy", "cxcywh"))
 
 
 def padding_masks(images: ImageList, shapes: list[tuple[int, int]]) -> list[Tensor]:

@@ -30,11 +30,11 @@ class HungarianMatcher:
         """For every layer: indices of image, query and target (within the image), each of shape (matches,)."""
         logits, boxes = predictions.logits.float(), predictions.boxes.float()
         matches = [([], [], []) for _ in range(len(logits))]
-        for image, target in enumerate(targets):
-            costs = self.cost(logits[:, image], boxes[:, image], target.labels, target.boxes).cpu()
+        for image, objects in enumerate(targets):
+            costs = self.cost(logits[:, image], boxes[:, image], objects.labels, objects.boxes).cpu()
             for layer, cost in enumerate(costs):
-                query, index_of = map(torch.as_tensor, linear_sum_assignment(cost))
-                for column, index in zip(matches[layer], (torch.full_like(query, image), query, index_of), strict=True):
+                query, target = map(torch.as_tensor, linear_sum_assignment(cost))
+                for column, index in zip(matches[layer], (torch.full_like(query, image), query, target), strict=True):
                     column.append(index)
         return [tuple(torch.cat(column).to(logits.device) for column in layer) for layer in matches]
 

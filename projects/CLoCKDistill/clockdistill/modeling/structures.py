@@ -131,12 +131,12 @@ class Predictions(NamedTuple):
 class Target(NamedTuple):
     """One image's objects: labels (n,) and boxes (n, 4) as (cx, cy, w, h) in [0, 1] of the image without padding.
 
-    Of regions (m, 4) that are to be ignored, nobody said whether there are objects in them; None where there are none.
+    `ignored` are regions, in each of which detections of its label are neither right nor wrong; None is no region.
     """
 
     labels: Tensor
     boxes: Tensor
-    ignored: Tensor | None = None
+    ignored: Target | None = None
 
 
 def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
