@@ -111,8 +111,8 @@ def load_weights(model: nn.Module, path: str, strict: bool = False) -> LoadRepor
 
     Args:
         model: of any kind, without a DistributedDataParallel around it.
-        path: of our own checkpoints, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO from
-            detrex or the official repository, whose averaged weights are preferred.
+        path: of our own checkpoints, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO,
+            Deformable DETR or DAB-DETR from detrex or the official repositories. Averaged weights are preferred.
         strict: raise a `UserError` where a parameter or buffer of the model is left unset.
 
     Raises:
