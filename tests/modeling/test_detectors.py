@@ -16,6 +16,8 @@ CLOSE = dict(rtol=1e-4, atol=1e-4)
     ("variant", "num_classes", "count"),
     [
         ("dino", 80, 47_650_316),
+        # one level more: a 1x1 convolution and its norm, an embedding, offsets and weights of 12 attentions
+        ("dino.5scale", 80, 47_650_316 + 256 * 257 + 2 * 256 + 256 + 12 * (64 + 32) * 257),
         ("deformable_detr", 80, 40_066_838),
         # the official repository's head, with an output a number in COCO's list of categories
         ("deformable_detr", 91, 40_069_665),

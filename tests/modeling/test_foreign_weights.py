@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from omegaconf import OmegaConf
 
 from clockdistill.engine import load_config
 from clockdistill.errors import UserError
@@ -14,6 +15,7 @@ from clockdistill.modeling.weights import load_weights
 from foreign_names import SETTINGS, SOURCES, averaged, detector, detrex_dab_detr, detrex_deformable_detr, written
 from tiny import CONFIGS, VARIANTS, random_batch
 
+OBJECTS = {"allow_objects": True}
 EVERY = pytest.mark.parametrize(
     ("source", "variant"), [(source, variant) for source in SOURCES for variant in VARIANTS]
 )
@@ -224,6 +226,19 @@ def test_a_config_has_detrexs_position_encoding():
     assert (encoding.temperature, encoding.offset) == SETTINGS["detrex", "dino"]["position_embedding"]
 
 
+def test_a_training_checkpoint_with_config_lists_in_the_optimizer_is_read(tmp_path):
+    """As detrex's are, whose configs give AdamW's betas by a list of omegaconf's."""
+    theirs = detector("detrex", seed=1)
+    config = OmegaConf.create({"betas": (0.9, 0.999), "eps": [1e-8], "params": {"lr": 1e-4}}, flags=OBJECTS)
+    group = {"lr": 1e-4, "betas": config.betas, "defaults": config, "params": [0]}
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [group]}
+    content = {"model": written("detrex", "dino", theirs), "optimizer": optimizer, "iteration": 3}
+    torch.save(content, tmp_path / "training.pth")
+    model = detector("detrex", seed=2)
+    assert load_weights(model, str(tmp_path / "training.pth"), strict=True) == ([], [], [])
+    same(model, theirs)
+
+
 class Malicious:
     def __init__(self, path):
         self.path = path
@@ -237,6 +252,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
     for key, content in {
         "beside": {"model": weights, "args": Malicious(str(tmp_path / "ran"))},
         "inside": {"model": weights, "args": argparse.Namespace(hook=Malicious(str(tmp_path / "ran")))},
+        "config": {"model": weights, "betas": OmegaConf.create([Malicious(str(tmp_path / "ran"))], flags=OBJECTS)},
     }.items():
         torch.save(content, tmp_path / f"{key}.pth")
         with pytest.raises(
