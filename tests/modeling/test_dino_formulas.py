@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -138,13 +139,14 @@ def reference_dino(w, maps, masks, num_queries):
     return memory, torch.stack(logits), torch.stack(answers)
 
 
-def test_outputs_are_those_of_the_papers_formulas(tmp_path):
-    source = detector("official", seed=1, num_queries=12)
+@pytest.mark.parametrize("variant", ["dino", "dino.5scale"])
+def test_outputs_are_those_of_the_papers_formulas(tmp_path, variant):
+    source = detector("official", variant, seed=1, num_queries=12)
     # the first layer makes boxes so narrow that their logits are clipped
     source.box_heads[0].layers[-1].bias.data[2] -= 8
-    weights = written("official", "dino", source)
+    weights = written("official", variant, source)
     torch.save({"model": weights}, tmp_path / "official.pth")
-    model = detector("official", seed=2, num_queries=12)
+    model = detector("official", variant, seed=2, num_queries=12)
     load_weights(model, str(tmp_path / "official.pth"), strict=True)
     images = model.preprocess(random_batch(sizes=((64, 96), (96, 70))))
     with torch.no_grad():

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from transformers import (
     DabDetrConfig,
     DabDetrForObjectDetection,
@@ -22,7 +23,7 @@ from transformers.models.dab_detr import modeling_dab_detr
 from clockdistill.layers import inverse_sigmoid
 from clockdistill.modeling.backbone import BLOCKS
 from foreign_names import detector, mlp, pairs
-from tiny import VARIANTS, random_batch
+from tiny import VARIANTS, model_config, random_batch, roughen
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 CLOSE = dict(rtol=0, atol=1e-4)
@@ -31,7 +32,7 @@ CLOSE = dict(rtol=0, atol=1e-4)
 def backbone_config(model, depth):
     stages = ["res2", "res3", "res4", "res5"]
     return ResNetConfig(
-        embedding_size=8,
+        embedding_size=model.backbone.stem.out_channels,
         hidden_sizes=[getattr(model.backbone, stage)[-1].out_channels for stage in stages],
         depths=list(BLOCKS[depth]),
         layer_type="bottleneck" if depth >= 50 else "basic",
@@ -221,15 +222,14 @@ def every_layer(other, images):
     return heard
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if not variant.startswith("dino")])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_logits_and_boxes_of_every_layer_are_hugging_faces(variant, seed, monkeypatch):
-    # the authors' eps, with which boxes at the border differ from those by Hugging Face's
+@pytest.fixture(autouse=True)
+def authors_eps(monkeypatch):
+    """DAB-DETR's authors hold the logits of boxes by the border otherwise than Hugging Face."""
     monkeypatch.setattr(modeling_dab_detr, "inverse_sigmoid", partial(inverse_sigmoid, eps=1e-3))
-    model = detector("official", variant, seed=seed, decoder_layers=3)
-    other, names = (dab_detr if variant.startswith("dab_detr") else deformable_detr)(
-        model, 50 if variant.endswith("dc5") else 18
-    )
+
+
+def compare(variant, model, depth, sizes, seed=0):
+    other, names = (dab_detr if variant.startswith("dab_detr") else deformable_detr)(model, depth)
     state = model.state_dict()
     weights = {theirs: state[ours] for theirs, ours in names}
     missing, unexpected = other.load_state_dict(weights | fused_attention(model), strict=False)
@@ -238,12 +238,30 @@ def test_logits_and_boxes_of_every_layer_are_hugging_faces(variant, seed, monkey
     assert all(name.startswith(("model.decoder.bbox_embed.", "model.decoder.class_embed.")) for name in missing)
     assert {ours for _, ours in names} >= {name for name in state if "in_proj" not in name}
 
-    images = model.preprocess(random_batch(sizes=((128, 192), (160, 100)), seed=seed))
+    images = model.preprocess(random_batch(sizes=sizes, seed=seed))
     with torch.no_grad():
         memory = model.encode(images)
         predictions = model.decode(memory, model.propose(memory))
         logits, boxes = every_layer(other.eval(), images)
-    assert logits.shape == predictions.logits.shape == (3, 2, 20, 3)
+    assert logits.shape == predictions.logits.shape
+    assert len(logits) == len(model.decoder.layers)
     torch.testing.assert_close(predictions.logits, logits, **CLOSE)
     torch.testing.assert_close(predictions.boxes, boxes, **CLOSE)
     assert predictions.logits.std() > 0.1
+
+
+VARIANT = pytest.mark.parametrize("variant", [variant for variant in VARIANTS if not variant.startswith("dino")])
+
+
+@VARIANT
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_logits_and_boxes_of_every_layer_are_hugging_faces(variant, seed):
+    model = detector("official", variant, seed=seed, decoder_layers=3)
+    compare(variant, model, 50 if variant.endswith("dc5") else 18, ((128, 192), (160, 100)), seed)
+
+
+@VARIANT
+def test_so_are_those_of_the_full_size_models(variant):
+    torch.manual_seed(0)
+    model = roughen(instantiate(model_config(variant)), scale=0.02).eval()
+    compare(variant, model, 50, ((320, 480), (400, 300)))
