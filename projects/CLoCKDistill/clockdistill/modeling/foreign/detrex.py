@@ -34,7 +34,6 @@ def deformable(weights: Weights, ours: Weights, family: Table) -> Table:
         *head_lists(weights, ours),
         *family,
         *LAYERS,
-        (r"\.ffns\.0\.layers\.1\.", ".ffn.2."),
     ]
 
 
@@ -47,7 +46,6 @@ def dab_detr(weights: Weights, ours: Weights) -> Table:
         *LAYERS,
         (r"\.query_pos_sine_proj\.", ".query_centre_proj."),
         (r"\.ffns\.0\.layers\.0\.1\.", ".ffn.1."),
-        (r"\.ffns\.0\.layers\.1\.", ".ffn.2."),
     ]
 
 
@@ -56,6 +54,7 @@ LAYERS: Table = [
     (r"^((en|de)coder\.layers\.\d+)\.attentions\.0\.(attn\.)?", r"\1.self_attn."),
     (r"^(decoder\.layers\.\d+)\.attentions\.1\.", r"\1.cross_attn."),
     (r"\.ffns\.0\.layers\.0\.0\.", ".ffn.0."),
+    (r"\.ffns\.0\.layers\.1\.", ".ffn.2."),
     (r"\.norms\.(\d)\.", lambda match: f".norm{int(match[1]) + 1}."),
 ]
 
