@@ -15,6 +15,12 @@ CONFIGS = Path(__file__).parents[1] / "projects" / "CLoCKDistill" / "configs"
 # What makes a variant of its family's config, by name; the family's name comes before the first dot.
 VARIANTS = {
     "dino": {},
+    "dino.5scale": {
+        "backbone.out_features": ["res2", "res3", "res4", "res5"],
+        "neck.in_features": ["res2", "res3", "res4", "res5"],
+        "neck.in_channels": [256, 512, 1024, 2048],
+        "encoder.num_levels": 5,
+    },
     "deformable_detr": {},
     "deformable_detr.refine": {"decoder.refine": True},
     "deformable_detr.two_stage": {"decoder.refine": True, "two_stage": True},
@@ -38,7 +44,7 @@ def tiny_config(variant="dino", embed_dim=32, num_classes=3, decoder_layers=2):
     # ResNet-18 knows no dilation
     depth, expansion = (50, 4) if model.backbone.get("dilate_res5") else (18, 1)
     model.backbone.update(depth=depth, width=8, norm="BN", freeze_at=0)
-    model.neck.in_channels = [expansion * c for c in (16, 32, 64)][-len(model.neck.in_features) :]
+    model.neck.in_channels = [expansion * c for c in (8, 16, 32, 64)][-len(model.neck.in_features) :]
     model.encoder.update(embed_dim=embed_dim, num_layers=1, num_heads=4, feedforward_dim=64)
     model.decoder.num_layers = decoder_layers
     model.update(num_classes=num_classes, num_queries=min(20, model.num_queries))

@@ -1,9 +1,15 @@
+import json
+
 import pytest
 import torch
+from detectron2.config import instantiate
+from omegaconf import OmegaConf
 
+from clockdistill.engine.config import apply_overrides
 from clockdistill.errors import UserError
 from clockdistill.modeling import build_resnet
 from clockdistill.modeling.foreign import translate
+from tiny import random_batch, tiny_config
 
 
 @pytest.mark.parametrize(("depth", "channels"), [(18, 512), (34, 512), (50, 2048), (101, 2048)])
@@ -27,6 +33,61 @@ def test_a_dilated_last_stage_is_torchvisions():
     with torch.no_grad():
         expected = torch.nn.Sequential(*list(theirs.children())[:-2])(image)
         torch.testing.assert_close(ours(image)["res5"], expected)
+
+
+def swin(outputs):
+    return {
+        "_target_": "detectron2.modeling.backbone.swin.SwinTransformer",
+        "embed_dim": 8,
+        "depths": [1, 1, 2, 1],
+        "num_heads": [1, 2, 2, 4],
+        "window_size": 4,
+        "drop_path_rate": 0.0,  # Detectron2 takes it from timm
+        "out_indices": outputs,
+    }
+
+
+# a backbone that wants images of a size that is a multiple of 32
+FPN = {
+    "_target_": "detectron2.modeling.backbone.FPN",
+    "bottom_up": {
+        "_target_": "clockdistill.modeling.build_resnet",
+        "depth": 18,
+        "width": 8,
+        "norm": "BN",
+        "freeze_at": 0,
+    },
+    "in_features": ["res3", "res4", "res5"],
+    "out_channels": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "backbone", "features", "channels"),
+    [
+        ("dino", swin([1, 2, 3]), ["p1", "p2", "p3"], [16, 32, 64]),
+        ("dino.5scale", swin([0, 1, 2, 3]), ["p0", "p1", "p2", "p3"], [8, 16, 32, 64]),
+        ("deformable_detr.two_stage", swin([1, 2, 3]), ["p1", "p2", "p3"], [16, 32, 64]),
+        ("dab_detr", swin([3]), ["p3"], [64]),
+        ("dino", FPN, ["p3", "p4", "p5"], [16, 16, 16]),
+    ],
+    ids=["dino", "dino.5scale", "deformable_detr", "dab_detr", "FPN"],
+)
+def test_any_backbone_of_detectron2_serves_by_overrides_alone(variant, backbone, features, channels):
+    cfg = OmegaConf.create({"model": tiny_config(variant)}, flags={"allow_objects": True})
+    overrides = {"backbone": backbone, "neck.in_features": features, "neck.in_channels": channels}
+    # the keys of one backbone are not those of another
+    written = [f"model.{key}={json.dumps(value).replace(chr(34), '')}" for key, value in overrides.items()]
+    apply_overrides(cfg, ["model.backbone=null", *written])
+    model = instantiate(cfg.model)
+    assert type(model.backbone).__name__ == backbone["_target_"].split(".")[-1]
+    losses = model(random_batch(sizes=((64, 96), (80, 60))))
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        (found,) = model.eval()(random_batch(sizes=((60, 90),), counts=(1,)))
+    assert len(found["instances"]) > 0
 
 
 def test_no_resnet_of_unknown_depth_and_no_dilated_basic_blocks():

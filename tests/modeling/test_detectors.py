@@ -16,6 +16,8 @@ CLOSE = dict(rtol=1e-4, atol=1e-4)
     ("variant", "num_classes", "count"),
     [
         ("dino", 80, 47_650_316),
+        # one level more: a 1x1 convolution and its norm, an embedding, offsets and weights of 12 attentions
+        ("dino.5scale", 80, 47_650_316 + 256 * 257 + 2 * 256 + 256 + 12 * (64 + 32) * 257),
         ("deformable_detr", 80, 40_066_838),
         # the official repository's head, with an output a number in COCO's list of categories
         ("deformable_detr", 91, 40_069_665),
@@ -80,16 +82,20 @@ def test_padding_changes_neither_memory_nor_queries(variant):
     """Given the neck's maps. Before them, convolution and group norm see the padding, as in every DETR."""
     model = roughen(tiny(variant)).eval()
     if getattr(model, "proposal_norm", None) is not None:
-        # no unfit cell may be among the chosen
-        torch.nn.init.zeros_(model.proposal_norm.bias)
+        # no unfit cell may be among the chosen: their scores are then 0 in all classes, and half of the others' higher
+        for module in (model.proposal_proj, model.proposal_norm, model.class_heads[-1]):
+            torch.nn.init.zeros_(module.bias)
 
     def encode(maps, masks):
         memory = model.encoder(maps, masks, [model.position_embedding(mask) for mask in masks])
         return memory, model.propose(memory)
 
     levels = model.num_levels
-    shapes = [[(8, 12), (4, 6), (2, 3), (1, 2)][:levels], [(10, 7), (5, 4), (3, 2), (2, 1)][:levels]]
-    canvas = [(10, 14), (5, 7), (3, 4), (2, 2)][:levels]
+    shapes = [
+        [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)][:levels],
+        [(10, 7), (5, 4), (3, 2), (2, 1), (1, 1)][:levels],
+    ]
+    canvas = [(10, 14), (5, 7), (3, 4), (2, 2), (1, 1)][:levels]
     alone = [[torch.randn(1, 32, *shape) for shape in image] for image in shapes]
     maps = [torch.randn(2, 32, *shape) * 50 for shape in canvas]
     masks = [torch.ones(2, *shape, dtype=torch.bool) for shape in canvas]

@@ -121,9 +121,11 @@ class Detector(nn.Module):
         return self.postprocess(predictions, batched_inputs, images.image_sizes)
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalised images, padded on the right and below to the largest of the batch."""
+        """Normalised images, padded on the right and below to the largest of the batch, or as the backbone asks."""
         images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        return ImageList.from_tensors(images)
+        # Detectron2's Swin has the property, but not what it returns
+        divisor = getattr(self.backbone, "size_divisibility", 0)
+        return ImageList.from_tensors(images, divisor, padding_constraints=self.backbone.padding_constraints)
 
     def targets(self, batched_inputs: list[dict]) -> list[Target]:
         """Objects, and `ignored` regions, after augmentation; boxes without width or height left out."""

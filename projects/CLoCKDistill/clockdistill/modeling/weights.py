@@ -14,8 +14,35 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .foreign import AVERAGED, translate
 
+
+class Inert:
+    """Stands for classes whose objects are found beside weights: holds what the file says of them, and does nothing.
+
+    detrex's training checkpoints have config lists among the optimizer's settings.
+    """
+
+    NAMES = (
+        ("omegaconf.listconfig", "ListConfig"),
+        ("omegaconf.dictconfig", "DictConfig"),
+        ("omegaconf.base", "ContainerMetadata"),
+        ("omegaconf.base", "Metadata"),
+        ("omegaconf.nodes", "AnyNode"),
+        ("typing", "Any"),
+        ("collections", "defaultdict"),
+        ("builtins", "dict"),
+        ("builtins", "list"),
+        ("builtins", "tuple"),
+        ("builtins", "int"),
+        ("builtins", "float"),
+    )
+
+    def __init__(self, *args: Any):
+        pass
+
+
 # the official repositories save their command line beside the weights; it is a record of plain values
 torch.serialization.add_safe_globals([argparse.Namespace])
+torch.serialization.add_safe_globals([type(name, (Inert,), {"__module__": module}) for module, name in Inert.NAMES])
 
 
 class LoadReport(NamedTuple):
@@ -111,8 +138,8 @@ def load_weights(model: nn.Module, path: str, strict: bool = False) -> LoadRepor
 
     Args:
         model: of any kind, without a DistributedDataParallel around it.
-        path: of our own checkpoints, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO from
-            detrex or the official repository, whose averaged weights are preferred.
+        path: of our own checkpoints, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO,
+            Deformable DETR or DAB-DETR from detrex or the official repositories. Averaged weights are preferred.
         strict: raise a `UserError` where a parameter or buffer of the model is left unset.
 
     Raises:
