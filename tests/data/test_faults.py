@@ -23,6 +23,7 @@ import train_net
 SIZE = (64, 48)
 BOX = "10.00 12.00 30.00 40.00"
 CAR = f"Car 0.00 0 1.85 {BOX} 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
+STREET, DISTILLED = "dino/dino_r18w8_street.py", "dino/dino_r18w20_to_r18w8_street.py"
 CLASSES = "Car+Van+Truck+Pedestrian+Cyclist"
 
 
@@ -149,6 +150,12 @@ def name_of(root, kind):
     return f"kitti:{root}:train:{CLASSES}" if kind == "kitti" else f"coco:{root}/train.json:{root}/training/image_2"
 
 
+def run_train_net(config, *arguments):
+    """Its exit status."""
+    arguments = ["--config-file", str(config), "--num-gpus", "0", *arguments]
+    return run(train_net.main, default_argument_parser().parse_args(arguments))
+
+
 def run_check(monkeypatch, capsys, *names):
     """Exit status and all that is printed."""
     monkeypatch.setattr(check, "plot", lambda *_: None)
@@ -163,6 +170,17 @@ def test_a_sound_data_set(root, monkeypatch, capsys, kind):
     status, printed = run_check(monkeypatch, capsys, name_of(root, kind))
     assert status == 0
     assert "2 images, no faults" in printed
+
+
+@pytest.mark.parametrize("kind", ["kitti", "coco"])
+def test_a_sound_data_set_is_trained_on_with_overrides_alone(root, kind):
+    options = [f"dataloader.{loader}.dataset.names={name_of(root, kind)}" for loader in ("train", "test")]
+    options += [f"train.output_dir={root}/out", "train.max_iter=1", "dataloader.train.total_batch_size=2"]
+    options += ["dataloader.train.num_workers=0", f"model.num_classes={5 if kind == 'kitti' else 1}"]
+    assert run_train_net(CONFIGS / STREET, *options) == 0
+    results = json.loads((root / "out/results.json").read_text())
+    assert "AP" in results["bbox"]
+    assert ("Car/easy/AP40" in results.get("kitti", {})) == (kind == "kitti")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +271,6 @@ def test_a_name_that_is_none(monkeypatch, capsys, name, message):
     assert re.match(f"error: .*{message}", printed), printed
 
 
-STREET, DISTILLED = "dino/dino_r18w8_street.py", "dino/dino_r18w20_to_r18w8_street.py"
 CONFIG_FAULTS = {
     "no config": ("nowhere.py", [], r"config file .*nowhere\.py does not exist"),
     "config that does not execute": ("model = x", [], r"config\.py, line 1, does not execute: NameError"),
@@ -300,8 +317,7 @@ def test_a_fault_of_the_config_ends_the_training(root, capsys, config, overrides
     names = [f"dataloader.{loader}.dataset.names={name_of(root, 'kitti')}" for loader in ("train", "test")]
     given = [text for text in overrides if text.startswith("--")]
     options = [*names, f"train.output_dir={root}/out", *(text for text in overrides if text not in given)]
-    arguments = ["--config-file", str(path), "--num-gpus", "0", *given, *options]
-    assert run(train_net.main, default_argument_parser().parse_args(arguments)) == 1
+    assert run_train_net(path, *given, *options) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(f"error: .*{message}", last), last
     assert not list(Path(root).glob("out/*.pth"))
