@@ -129,6 +129,9 @@ COCO_FAULTS = {
     "unknown category": (annotation(category_id=3), "annotation 1 is of the unknown category 3: it is one of 7"),
     "unknown image": (annotation(image_id=9), "annotation 1 is of the unknown image 9"),
     "no box": (annotation(bbox=None), "annotation 1 has no bbox"),
+    "box that is none": (annotation(bbox="1 2 3 4"), "annotation 1 has the bbox '1 2 3 4'"),
+    "image's id in a list": (annotation(image_id=[1]), r"annotation 1 has the image_id \[1\]"),
+    "width in words": (coco(lambda content: content["images"][1].update(width="64")), "image 1 has the width '64'"),
     "three numbers": (annotation(bbox=[1, 2, 3]), r"annotation 1 has the box \[1, 2, 3\], which is not four numbers"),
     "text in a box": (annotation(bbox=[1, 2, 3, "4"]), "annotation 1 has the box .* which is not four numbers"),
     "negative width": (annotation(bbox=[30, 12, -20, 28]), "annotation 1 has an inverted or empty box"),
@@ -172,14 +175,17 @@ def test_a_sound_data_set(root, monkeypatch, capsys, kind):
     assert "2 images, no faults" in printed
 
 
-@pytest.mark.parametrize("kind", ["kitti", "coco"])
+@pytest.mark.parametrize("kind", ["kitti", "coco", "coco without areas"])
 def test_a_sound_data_set_is_trained_on_with_overrides_alone(root, kind):
+    if kind == "coco without areas":
+        annotation(area=None, iscrowd=None)(root)
     options = [f"dataloader.{loader}.dataset.names={name_of(root, kind)}" for loader in ("train", "test")]
     options += [f"train.output_dir={root}/out", "train.max_iter=1", "dataloader.train.total_batch_size=2"]
     options += ["dataloader.train.num_workers=0", f"model.num_classes={5 if kind == 'kitti' else 1}"]
     assert run_train_net(CONFIGS / STREET, *options) == 0
     results = json.loads((root / "out/results.json").read_text())
     assert "AP" in results["bbox"]
+    assert (root / "out" / f"{name_of(root, kind)}_coco_format.json").exists() == (kind != "coco")
     assert ("Car/easy/AP40" in results.get("kitti", {})) == (kind == "kitti")
 
 
