@@ -1,6 +1,7 @@
 """Broken labels, images, splits and configs: what the check and the training say of them."""
 
 import json
+import logging
 import os
 import re
 import sys
@@ -25,6 +26,18 @@ BOX = "10.00 12.00 30.00 40.00"
 CAR = f"Car 0.00 0 1.85 {BOX} 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
 STREET, DISTILLED = "dino/dino_r18w8_street.py", "dino/dino_r18w20_to_r18w8_street.py"
 CLASSES = "Car+Van+Truck+Pedestrian+Cyclist"
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """Puts back what train_net.py's set-up does to loggers, on which other tests rely."""
+    loggers = [logging.getLogger(name) for name in ("clockdistill", "detectron2", "fvcore")]
+    before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture
