@@ -1,6 +1,7 @@
 """Broken labels, images, splits and configs: what the check and the training say of them."""
 
 import json
+import logging
 import os
 import re
 import sys
@@ -22,7 +23,20 @@ import train_net
 SIZE = (64, 48)
 BOX = "10.00 12.00 30.00 40.00"
 CAR = f"Car 0.00 0 1.85 {BOX} 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
+STREET, DISTILLED = "dino/dino_r18w8_street.py", "dino/dino_r18w20_to_r18w8_street.py"
 CLASSES = "Car+Van+Truck+Pedestrian+Cyclist"
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """Puts back what train_net.py's set-up does to loggers, on which other tests rely."""
+    loggers = [logging.getLogger(name) for name in ("clockdistill", "detectron2", "fvcore")]
+    before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture
@@ -127,6 +141,9 @@ COCO_FAULTS = {
     "unknown category": (annotation(category_id=3), "annotation 1 is of the unknown category 3: it is one of 7"),
     "unknown image": (annotation(image_id=9), "annotation 1 is of the unknown image 9"),
     "no box": (annotation(bbox=None), "annotation 1 has no bbox"),
+    "box that is none": (annotation(bbox="1 2 3 4"), "annotation 1 has the bbox '1 2 3 4'"),
+    "image's id in a list": (annotation(image_id=[1]), r"annotation 1 has the image_id \[1\]"),
+    "width in words": (coco(lambda content: content["images"][1].update(width="64")), "image 1 has the width '64'"),
     "three numbers": (annotation(bbox=[1, 2, 3]), r"annotation 1 has the box \[1, 2, 3\], which is not four numbers"),
     "text in a box": (annotation(bbox=[1, 2, 3, "4"]), "annotation 1 has the box .* which is not four numbers"),
     "negative width": (annotation(bbox=[30, 12, -20, 28]), "annotation 1 has an inverted or empty box"),
@@ -148,6 +165,12 @@ def name_of(root, kind):
     return f"kitti:{root}:train:{CLASSES}" if kind == "kitti" else f"coco:{root}/train.json:{root}/training/image_2"
 
 
+def run_train_net(config, *arguments):
+    """Its exit status."""
+    arguments = ["--config-file", str(config), "--num-gpus", "0", *arguments]
+    return run(train_net.main, train_net.parse_args(arguments))
+
+
 def run_check(monkeypatch, capsys, *names):
     """Exit status and all that is printed."""
     monkeypatch.setattr(check, "plot", lambda *_: None)
@@ -162,6 +185,20 @@ def test_a_sound_data_set(root, monkeypatch, capsys, kind):
     status, printed = run_check(monkeypatch, capsys, name_of(root, kind))
     assert status == 0
     assert "2 images, no faults" in printed
+
+
+@pytest.mark.parametrize("kind", ["kitti", "coco", "coco without areas"])
+def test_a_sound_data_set_is_trained_on_with_overrides_alone(root, kind):
+    if kind == "coco without areas":
+        annotation(area=None, iscrowd=None)(root)
+    options = [f"dataloader.{loader}.dataset.names={name_of(root, kind)}" for loader in ("train", "test")]
+    options += [f"train.output_dir={root}/out", "train.max_iter=1", "dataloader.train.total_batch_size=2"]
+    options += ["dataloader.train.num_workers=0", f"model.num_classes={5 if kind == 'kitti' else 1}"]
+    assert run_train_net(CONFIGS / STREET, *options) == 0
+    results = json.loads((root / "out/results.json").read_text())
+    assert "AP" in results["bbox"]
+    assert (root / "out" / f"{name_of(root, kind)}_coco_format.json").exists() == (kind != "coco")
+    assert ("Car/easy/AP40" in results.get("kitti", {})) == (kind == "kitti")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +289,6 @@ def test_a_name_that_is_none(monkeypatch, capsys, name, message):
     assert re.match(f"error: .*{message}", printed), printed
 
 
-STREET, DISTILLED = "dino/dino_r18w8_street.py", "dino/dino_r18w20_to_r18w8_street.py"
 CONFIG_FAULTS = {
     "no config": ("nowhere.py", [], r"config file .*nowhere\.py does not exist"),
     "config that does not execute": ("model = x", [], r"config\.py, line 1, does not execute: NameError"),
@@ -299,8 +335,7 @@ def test_a_fault_of_the_config_ends_the_training(root, capsys, config, overrides
     names = [f"dataloader.{loader}.dataset.names={name_of(root, 'kitti')}" for loader in ("train", "test")]
     given = [text for text in overrides if text.startswith("--")]
     options = [*names, f"train.output_dir={root}/out", *(text for text in overrides if text not in given)]
-    arguments = ["--config-file", str(path), "--num-gpus", "0", *given, *options]
-    assert run(train_net.main, train_net.parse_args(arguments)) == 1
+    assert run_train_net(path, *given, *options) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(f"error: .*{message}", last), last
     assert not list(Path(root).glob("out/*.pth"))

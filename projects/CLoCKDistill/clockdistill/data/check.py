@@ -47,8 +47,8 @@ def check(name: str) -> tuple[list[dict], list[str], list[str]]:
         return records, faults, metadata.thing_classes
     if not metadata.get("json_file", None):
         raise UserError(f"{name} is neither of KITTI's nor of COCO's format: there are no files that could be checked")
-    records, faults, categories = read_coco(Path(metadata.json_file), Path(metadata.image_root), decode=True)
-    return records, faults, list(categories.values())
+    records, faults, metadata = read_coco(Path(metadata.json_file), Path(metadata.image_root), decode=True)
+    return records, faults, metadata["thing_classes"]
 
 
 def statistics(records: list[dict], class_names: list[str]) -> dict[str, dict[str, int]]:

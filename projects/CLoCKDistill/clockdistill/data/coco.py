@@ -12,6 +12,8 @@ from ..errors import UserError
 from .catalog import measure_images, register
 
 SECTIONS = ("images", "annotations", "categories")
+IMAGE_FIELDS = dict(id=(int, str), file_name=str, width=(int, float), height=(int, float))
+ANNOTATION_FIELDS = dict(id=(int, str), image_id=(int, str), category_id=int, bbox=list)
 # what rounding may put beyond an image's edge, in pixels
 MARGIN = 1.0
 
@@ -23,20 +25,20 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
     """
 
     def read(decode: bool) -> tuple[list[dict], list[str]]:
-        records, faults, categories = read_coco(Path(json_file), Path(image_root), decode)
-        MetadataCatalog.get(name).set(
-            thing_classes=list(categories.values()),
-            thing_dataset_id_to_contiguous_id={key: label for label, key in enumerate(categories)},
-        )
+        records, faults, metadata = read_coco(Path(json_file), Path(image_root), decode)
+        MetadataCatalog.get(name).set(**metadata)
         return records, faults
 
-    register(name, read, json_file=json_file, image_root=image_root, evaluator_type="coco")
+    register(name, read, image_root=image_root, evaluator_type="coco")
 
 
-def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[list[dict], list[str], dict[int, str]]:
-    """Detectron2's standard dictionaries of what is sound, a sentence for each fault, and the categories by id.
+def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[list[dict], list[str], dict]:
+    """Detectron2's standard dictionaries of what is sound, a sentence for each fault, and Detectron2's metadata.
 
     Boxes are absolute (left, top, width, height), as in the file. Segmentations and keypoints are left out.
+
+    An annotation needs neither `area` nor `iscrowd`. Without them in all annotations the metadata have no `json_file`,
+    and COCO's evaluation makes the boxes' areas its own.
 
     Args:
         decode: every image, whose size must then be the file's; else they are looked for in their folders' listings.
@@ -48,9 +50,9 @@ def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[
     categories = {category["id"]: category["name"] for category in sorted(content["categories"], key=lambda c: c["id"])}
     faults, records = [], {}
     for image in content["images"]:
-        missing = [key for key in ("id", "file_name", "width", "height") if key not in image]
-        if missing:
-            faults.append(f"{json_file}: image {image.get('id', image)} has no {missing[0]}: add it")
+        fault = field_fault(image, IMAGE_FIELDS)
+        if fault:
+            faults.append(f"{json_file}: image {image.get('id', image)} {fault}")
         elif image["id"] in records:
             faults.append(f"{json_file}: image {image['id']} is there twice: leave one out")
         else:
@@ -78,10 +80,16 @@ def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[
                     bbox=annotation["bbox"],
                     bbox_mode=BoxMode.XYWH_ABS,
                     category_id=list(categories).index(annotation["category_id"]),
-                    iscrowd=annotation.get("iscrowd", 0),
+                    iscrowd=int(annotation.get("iscrowd", 0)),
                 )
             )
-    return list(records.values()), faults, categories
+    metadata = dict(
+        thing_classes=list(categories.values()),
+        thing_dataset_id_to_contiguous_id={key: label for label, key in enumerate(categories)},
+    )
+    if all("area" in annotation and "iscrowd" in annotation for annotation in content["annotations"]):
+        metadata["json_file"] = str(json_file)
+    return list(records.values()), faults, metadata
 
 
 def read_json(path: Path) -> dict:
@@ -123,21 +131,30 @@ def image_faults(json_file: Path, records, decode: bool) -> Iterator[str]:
                 )
 
 
+def field_fault(entry: dict, fields: dict[str, type | tuple[type, ...]]) -> str | None:
+    for key, kind in fields.items():
+        if key not in entry:
+            return f"has no {key}: add it"
+        if not isinstance(entry[key], kind):
+            return f"has the {key} {entry[key]!r}: write it as COCO's format has it"
+    return None
+
+
 def list_folder(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def annotation_faults(annotation: dict, records: dict, categories: dict) -> Iterator[str]:
-    missing = [key for key in ("id", "image_id", "category_id", "bbox") if key not in annotation]
-    if missing:
-        yield f"has no {missing[0]}: add it"
+    fault = field_fault(annotation, ANNOTATION_FIELDS)
+    if fault:
+        yield fault
         return
     if annotation["category_id"] not in categories:
         yield f"is of the unknown category {annotation['category_id']}: it is one of {', '.join(map(str, categories))}"
     box, record = annotation["bbox"], records.get(annotation["image_id"])
     if record is None:
         yield f"is of the unknown image {annotation['image_id']}: add it to `images`"
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
+    if not (len(box) == 4 and all(isinstance(x, int | float) for x in box)):
         yield f"has the box {box}, which is not four numbers: left, top, width, height"
     elif not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
         yield f"has an inverted or empty box ({', '.join(f'{x:g}' for x in box)}): it is left, top, width, height"

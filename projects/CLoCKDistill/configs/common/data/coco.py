@@ -51,4 +51,6 @@ dataloader.evaluator = L(COCOEvaluator)(
     dataset_name="${..test.dataset.names}",
     tasks=["bbox"],
     output_dir="${train.output_dir}",
+    # as in kitti.py
+    allow_cached_coco=False,
 )
