@@ -92,6 +92,7 @@ def plot(tables: dict[str, dict[str, dict[str, int]]], path: str) -> None:
                 ax.bar(place, [table[c][column] for c in classes], BAR, label=column, color=colour)
             ax.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
             ax.set_ylabel("boxes")
+            ax.yaxis.get_major_locator().set_params(integer=True)
             ax.set_title(name, loc="left", fontsize="medium")
             ax.margins(y=0.2)
             ax.legend(loc="upper right", ncols=len(columns), frameon=False)
