@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,15 @@ def test_a_teacher_config_needs_a_model(tmp_path):
     config.write_text("train: {}")
     with pytest.raises(UserError, match=r"empty\.yaml has no `model`"):
         make_hook(tiny_dino(), save_teacher(tmp_path) | dict(config=str(config)))
+
+
+def test_the_teacher_has_the_students_number_of_classes_whatever_its_config_says(tmp_path):
+    """A config's model.num_classes may have been overridden when the teacher was trained."""
+    teacher = save_teacher(tmp_path)
+    config = Path(teacher["config"])
+    config.write_text(re.sub(r"(?m)^( *)num_classes: 3$", r"\1num_classes: 7", config.read_text()))
+    assert "num_classes: 7" in config.read_text()
+    assert make_hook(tiny_dino(), teacher).teacher.num_classes == 3
 
 
 def test_teacher_of_other_classes(tmp_path):

@@ -19,7 +19,7 @@ from clockdistill.engine.train import without_nan
 from tiny import CONFIGS
 
 CONFIG = CONFIGS / "dino" / "dino_r18w20_street.py"
-CHECKPOINT = CONFIGS.parent / "demo" / "teacher.pth"
+CHECKPOINT = CONFIGS.parent / "demo" / "dino_r18w20_street.pth"
 
 
 class TwoSizes(DetectionMapper):

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
-    """A frozen detector in eval mode.
+    """A frozen detector in eval mode, with the student's number of classes, whatever its config says.
 
     Raises:
         UserError: if a file is missing, a parameter is not in the checkpoint, or the classes are not the student's.
@@ -45,14 +45,16 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
     cfg = execute_config(config)
     if cfg.get("model") is None:
         raise UserError(f"teacher config {config} has no `model`: give the config that the teacher was trained with")
+    cfg.model.num_classes = student.num_classes
     teacher = instantiate(cfg.model)
-    if teacher.num_classes != student.num_classes:
-        raise UserError(
-            f"the teacher of {config} has {teacher.num_classes} classes and the student {student.num_classes}: "
-            "train both on the same classes"
-        )
-    unset = load_weights(teacher, checkpoint).unset
-    if unset:
+    report = load_weights(teacher, checkpoint)
+    for _, theirs, ours in report.mismatched:
+        if ours[0] == student.num_classes and theirs[1:] == ours[1:]:
+            raise UserError(
+                f"the teacher of {checkpoint} has {theirs[0]} classes and the student {ours[0]}: train both on "
+                "the same classes"
+            )
+    if unset := report.unset:
         raise UserError(
             f"teacher checkpoint {checkpoint} leaves {len(unset)} parameters or buffers of {config} unset, "
             f"{unset[0]} among them: give the checkpoint that was trained with this config"
