@@ -1,12 +1,30 @@
 """The module around multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, Eq. 3)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from .ms_deform_attn import ms_deform_attn
+
+
+class Attended(NamedTuple):
+    """Where queries look in a memory, all heads together.
+
+    A module whose output is attention to a memory has a method `attended` that returns this, with the arguments of its
+    `forward`, which itself does not spend anything on it.
+
+    Attributes:
+        points: (B, Q, levels, P, 2), (x, y) in [0, 1] of the padded level.
+        weights: (B, Q, levels, P), with a sum of one for each query.
+        is_dense: whether the points are the centres of all the cells of the levels, row by row.
+    """
+
+    points: Tensor
+    weights: Tensor
+    is_dense: bool
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -65,10 +83,16 @@ class MultiScaleDeformableAttention(nn.Module):
         Returns:
             (B, Q, C)
         """
+        value = self.value_proj(value).masked_fill(padding_mask[..., None], 0)
+        value = value.view(*value.shape[:2], self.num_heads, -1)
+        locations, weights = self.sample(query, reference, spatial_shapes)
+        output = ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)
+        return self.output_proj(output)
+
+    def sample(self, query: Tensor, reference: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, Tensor]:
+        """Sampling locations (B, Q, heads, levels, points, 2), and weights that sum to one over levels and points."""
         B, Q, _ = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        value = self.value_proj(value).masked_fill(padding_mask[..., None], 0)
-        value = value.view(B, value.shape[1], heads, -1)
         offsets = self.sampling_offsets(query).view(B, Q, heads, levels, points, 2)
         weights = self.attention_weights(query).view(B, Q, heads, levels * points)
         weights = weights.softmax(-1).view(B, Q, heads, levels, points)
@@ -79,5 +103,19 @@ class MultiScaleDeformableAttention(nn.Module):
             locations = reference + offsets / sizes
         else:
             locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
-        output = ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)
-        return self.output_proj(output)
+        return locations, weights
+
+    def attended(
+        self,
+        query: Tensor,
+        value: Tensor,
+        reference: Tensor,
+        padding_mask: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+    ) -> Attended:
+        """The sampling points of all heads, and their weights."""
+        locations, weights = self.sample(query, reference, spatial_shapes)
+        # heads beside the points of a level
+        points, weights = locations.transpose(2, 3).flatten(3, 4), weights.transpose(2, 3).flatten(3, 4)
+        return Attended(points, weights / self.num_heads, is_dense=False)

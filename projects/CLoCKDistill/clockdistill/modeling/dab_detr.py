@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import MLP, sine_embed_boxes
+from ..layers import MLP, Attended, sine_embed_boxes
 from .detector import Detector, make_box_head, make_class_head
 from .structures import Memory, Predictions, Queries
 from .transformer import AnchorDecoder, FeedForward, flatten_levels
@@ -172,16 +172,30 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor, position: Tensor, centre: Tensor, memory: Memory) -> Tensor:
+        query, key = self.compared(x, position, centre, memory)
+        value = split_heads(self.value_proj(memory.tokens), self.num_heads)
+        allowed = ~memory.padding_mask[:, None, None]
+        return self.out_proj(join_heads(F.scaled_dot_product_attention(query, key, value, allowed)))
+
+    def compared(self, x: Tensor, position: Tensor, centre: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Queries (B, heads, Q, 2 C / heads) and keys (B, heads, N, 2 C / heads)."""
         query, query_centre = self.query_content_proj(x), self.query_centre_proj(centre)
         key, key_pos = self.key_content_proj(memory.tokens), self.key_pos_proj(memory.position)
         if self.query_pos_proj is not None:
             query = query + self.query_pos_proj(position)
             key = key + key_pos
         query = torch.cat([split_heads(t, self.num_heads) for t in (query, query_centre)], -1)
-        key = torch.cat([split_heads(t, self.num_heads) for t in (key, key_pos)], -1)
-        value = split_heads(self.value_proj(memory.tokens), self.num_heads)
-        allowed = ~memory.padding_mask[:, None, None]
-        return self.out_proj(join_heads(F.scaled_dot_product_attention(query, key, value, allowed)))
+        return query, torch.cat([split_heads(t, self.num_heads) for t in (key, key_pos)], -1)
+
+    def attended(self, x: Tensor, position: Tensor, centre: Tensor, memory: Memory) -> Attended:
+        """The centres of all cells, and the mean of the heads' weights."""
+        query, key = self.compared(x, position, centre, memory)
+        similarity = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+        weights = similarity.masked_fill(memory.padding_mask[:, None, None], float("-inf")).softmax(-1).mean(1)
+        height, width = memory.spatial_shapes[0].tolist()
+        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        points = torch.stack((x / width, y / height), -1).view(1, 1, 1, -1, 2).to(weights)
+        return Attended(points.expand(*weights.shape[:2], -1, -1, -1), weights[:, :, None], is_dense=True)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

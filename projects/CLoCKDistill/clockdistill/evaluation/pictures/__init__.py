@@ -1,0 +1,19 @@
+"""Pictures of what detectors find and look at, and of how their training went."""
+
+from .comparison import draw_comparison, draw_detections, ground_truth, save_comparisons
+from .curves import plot_curves, plot_precision_recall, read_metrics
+from .maps import draw_attention, draw_masks
+from .sheet import write_png
+
+__all__ = [
+    "draw_attention",
+    "draw_comparison",
+    "draw_detections",
+    "draw_masks",
+    "ground_truth",
+    "plot_curves",
+    "plot_precision_recall",
+    "read_metrics",
+    "save_comparisons",
+    "write_png",
+]
