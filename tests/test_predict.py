@@ -1,114 +1,144 @@
-"""predict.py over images, folders and videos."""
+"""predict.py and visualize.py, with an untrained detector: what they write, and what they refuse."""
 
+import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.config import instantiate
 
-import predict
-from clockdistill.engine import load_config, run
-from tiny import CONFIGS
+import tiny
+from clockdistill.distillation.memory import location_and_scale_weights
+from clockdistill.engine import run
+from clockdistill.evaluation.pictures import draw_masks
+from clockdistill.evaluation.pictures.sheet import TITLE_HEIGHT
+from clockdistill.modeling import Target
 
-CONFIG = str(CONFIGS / "dino" / "dino_r18w8_kitti_sample.py")
+PROJECT = Path(__file__).parents[1] / "projects/CLoCKDistill"
+CONFIG = str(PROJECT / "configs/dino/dino_r18w8_street.py")
+THRESHOLD = 0.02
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, PROJECT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+predict = load_script("predict")
+visualize = load_script("visualize")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("predict") / "model.pth"
-    torch.save({"model": instantiate(load_config(CONFIG).model).state_dict()}, path)
-    return path
+def detector():
+    return tiny.roughen(tiny.tiny("dino", num_classes=5)).eval()
 
 
-def call(checkpoint, tmp_path, *inputs, threshold="0.0"):
-    options = ["--config-file", CONFIG, "--output", str(tmp_path / "out"), "--threshold", threshold, "--input"]
-    return run(predict.main, predict.parse_args([*options, *map(str, inputs), f"train.init_checkpoint={checkpoint}"]))
+@pytest.fixture
+def start(detector, tmp_path, monkeypatch):
+    """Run predict.py; its exit status and the folder that it writes to."""
+    monkeypatch.setattr(predict, "load_model", lambda cfg: detector)
+    monkeypatch.chdir(tmp_path)
+
+    def start(*inputs):
+        arguments = ["--config-file", CONFIG, "--output", "out", "--threshold", str(THRESHOLD), *inputs]
+        monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
+        return run(predict.main, predict.parse_args())
+
+    return start
 
 
-def picture(path, height=48, width=160):
-    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))
-    return path
+def random_image(seed, height=48, width=96):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def test_images_and_folders(checkpoint, tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "notes.txt").write_text("no image")
-    paths = [picture(tmp_path / "a.png"), picture(tmp_path / "folder" / "b.jpg")]
-    assert call(checkpoint, tmp_path, paths[0], tmp_path / "folder") == 0
-    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert {entry["file"] for entry in entries} == set(map(str, paths))
-    for entry in entries:
-        x, y, width, height = entry["bbox"]
-        assert 0 <= x <= x + width <= 160
-        assert 0 <= y <= y + height <= 48
-    assert {(e["category_id"], e["category"]) for e in entries} <= set(enumerate(predict_names()))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "predictions.json"]
-    least = sorted(e["score"] for e in entries)[len(entries) // 2]
-    assert call(checkpoint, tmp_path, paths[0], threshold=str(least)) == 0
-    again = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert sorted(e["score"] for e in again) == sorted(
-        e["score"] for e in entries if e["score"] >= least and e["file"] == str(paths[0])
-    )
-
-
-def predict_names():
-    from clockdistill.data.kitti import KITTI_CLASSES
-
-    return KITTI_CLASSES
-
-
-def test_a_video_keeps_its_frames(checkpoint, tmp_path):
-    path = tmp_path / "drive.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10.0, (320, 96))
-    for value in range(3):
-        writer.write(np.full((96, 320, 3), 60 * value, np.uint8))
+def write_video(path, count):
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), 12.0, (96, 48))
+    for seed in range(count):
+        writer.write(random_image(seed))
     writer.release()
-    assert call(checkpoint, tmp_path, path) == 0
-    video = cv2.VideoCapture(str(tmp_path / "out" / "drive.mp4"))
-    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
-    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
-    assert (video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)) == (960, 288)
-    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert {entry["frame"] for entry in entries} == {0, 1, 2}
 
 
-def absent(folder):
-    return [folder / "nowhere.png"]
+def test_video_comes_back_drawn_with_its_frames_and_json(start):
+    write_video("drive.mp4", 5)
+    assert start("drive.mp4") == 0
+    video = cv2.VideoCapture("out/drive.mp4")
+    sizes = []
+    while (frame := video.read()[1]) is not None:
+        sizes.append(frame.shape)
+    assert sizes == [(48, 96, 3)] * 5
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12)
+    entries = json.loads(Path("out/predictions.json").read_text())
+    assert {entry["frame"] for entry in entries} == set(range(5))
+    assert all(entry["file_name"] == "drive.mp4" and entry["score"] >= THRESHOLD for entry in entries)
 
 
-def empty(folder):
-    (folder / "empty").mkdir()
-    return [folder / "empty"]
-
-
-def text(folder):
-    (folder / "notes.txt").write_text("no image")
-    return [folder / "notes.txt"]
-
-
-def broken_video(folder):
-    (folder / "drive.mp4").write_text("no video")
-    return [folder / "drive.mp4"]
-
-
-def twins(folder):
-    return [picture(folder / "a.png"), picture(folder / "a.jpg")]
+def test_predictions_are_the_detectors_of_the_image_in_rgb(start, detector):
+    Path("photos").mkdir()
+    for seed in range(2):
+        cv2.imwrite(f"photos/{seed}.png", random_image(seed))
+    assert start("photos", "model.num_classes=5") == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "1.png", "predictions.json"]
+    entries = [e for e in json.loads(Path("out/predictions.json").read_text()) if e["file_name"] == "1.png"]
+    rgb = torch.from_numpy(random_image(1)[:, :, ::-1].copy()).permute(2, 0, 1)
+    with torch.no_grad():
+        expected = detector([dict(image=rgb, height=48, width=96)])[0]["instances"]
+    expected = expected[expected.scores >= THRESHOLD]
+    assert len(expected) > 0
+    names = ["Car", "Van", "Truck", "Pedestrian", "Cyclist"]
+    assert [e["category_name"] for e in entries] == [names[label] for label in expected.pred_classes]
+    boxes = torch.tensor([e["bbox"] for e in entries])
+    torch.testing.assert_close(torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1), expected.pred_boxes.tensor)
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("inputs", "sentence"),
     [
-        (absent, "nowhere.png does not exist: give"),
-        (empty, "empty has no images: give"),
-        (text, "notes.txt is no image or video that OpenCV reads: convert it"),
-        (broken_video, "drive.mp4 is no image or video"),
-        (twins, "a.jpg would be drawn to one file"),
+        (["nowhere.png"], "nowhere.png does not exist: name image files"),
+        (["empty"], "folder empty has no images: name one"),
+        (["notes.txt"], "notes.txt is no image and does not open as a video: convert it"),
+        (["model.num_classes=5"], "there is nothing to look at: name image files"),
+        (["a.png", "empty/../b/a.jpg"], "would be written as one file: give them to two runs"),
+        (["out/a.png"], "lies in the output folder, where it could be overwritten: set another --output"),
+        (["a.png", "model.num_classes=7"], "the model has 7 classes and the data set street_val"),
+        (["broken.png"], "image broken.png cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_said_before_anything_is_written(make, message, checkpoint, tmp_path, capsys):
-    assert call(checkpoint, tmp_path, *make(tmp_path)) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_wrong_inputs_are_named_in_one_sentence(start, capfd, inputs, sentence):
+    for folder in ("empty", "b", "out"):
+        Path(folder).mkdir()
+    for path in ("a.png", "b/a.jpg", "out/a.png"):
+        cv2.imwrite(path, random_image(0))
+    before = Path("out/a.png").read_bytes()
+    Path("notes.txt").write_text("no video")
+    Path("broken.png").write_text("no image")
+    assert start(*inputs) == 1
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert sentence in error[0]
+    assert [path.name for path in Path("out").iterdir()] == ["a.png"]
+    assert Path("out/a.png").read_bytes() == before
+
+
+def test_masks_are_drawn_as_the_memory_loss_has_them(detector):
+    inputs = dict(image=torch.rand(3, 48, 80) * 255)  # less than whole cells of the coarsest level
+    model = type("Model", (), dict(detector=detector, inputs=lambda self, record: record))()
+    target = Target(torch.tensor([0, 1]), torch.tensor([[0.3, 0.5, 0.3, 0.4], [0.8, 0.4, 0.2, 0.2]]))
+    objects, background = visualize.memory_masks(model, inputs, target)
+    with torch.no_grad():
+        memory = detector.encode(detector.preprocess([inputs]))
+    for masks, weights in zip((objects, background), location_and_scale_weights(memory, [target]), strict=True):
+        drawn = np.concatenate([mask.ravel() for mask in masks])
+        assert drawn == pytest.approx(weights[0][~memory.padding_mask[0]].numpy())
+
+    picture = draw_masks(np.zeros((48, 80, 3), np.uint8), objects, background, [])
+    scale = 640 // 80
+    height, width = objects[0].shape
+    for row, column in np.ndindex(height, width):
+        y, x = (TITLE_HEIGHT + scale * 48 * (row + 0.5) / height), scale * 80 * (column + 0.5) / width
+        is_orange = picture[int(y), int(x), 0] > 100
+        assert is_orange == (objects[0][row, column] > 0)

@@ -1,162 +1,169 @@
 #!/usr/bin/env python
-"""Run a detector over images, folders of images and videos: each is written with boxes drawn on it, and
-predictions.json holds what was found in all of them, as COCO writes results, with `file` and, of a video, `frame`.
+"""Run a detector over image files, folders of images or a video, and write what it finds: drawn, and as JSON.
+
+Every image gives a drawn PNG of its name in the output folder, a video a drawn .mp4 of its name. predictions.json has
+an entry for each prediction, as in COCO's results, in pixels of the image or frame: `file_name` and, of a video,
+`frame` from 0; `category_id` and `category_name`; `bbox` as [x, y, width, height]; `score`.
 
 Examples:
-    predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --input street.png drive/ --output found \\
+    predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --output found --threshold 0.5 holiday.jpg photos/ \\
         train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
-    predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --input drive.mp4 --output found --threshold 0.5 \\
+    predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --output found drive.mp4 \\
         train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
 """
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode, Instances
 from omegaconf import DictConfig
+from torch import nn
 from tqdm import tqdm
 
-import clockdistill.data  # noqa: F401  its import registers the data sets
 from clockdistill.engine import load_config, load_model, run
 from clockdistill.errors import UserError
 from clockdistill.evaluation.pictures import draw_detections, write_png
 
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-FRAME_RATE = 25.0  # of a video that does not tell
-
-
-class Predictor:
-    """A config's model and test-time augmentations, for RGB images (H, W, 3) of uint8."""
-
-    def __init__(self, cfg: DictConfig):
-        self.model = load_model(cfg)
-        self.augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
-        names = MetadataCatalog.get(cfg.dataloader.test.dataset.names).get("thing_classes")
-        self.class_names = names or [f"class {label}" for label in range(self.model.num_classes)]
-
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> Instances:
-        """On the CPU, boxes in pixels of the image."""
-        augmented = T.AugInput(image)
-        self.augmentations(augmented)
-        tensor = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        height, width = image.shape[:2]
-        return self.model([dict(image=tensor, height=height, width=width)])[0]["instances"].to("cpu")
+IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def main(args: argparse.Namespace) -> None:
-    images, videos = find_inputs(args.input)
-    predict = Predictor(load_config(args.config_file, args.opts))
+    # an override has an = and a path that exists is one in any case
+    overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
+    images, videos = find_inputs([Path(text) for text in args.inputs if text not in overrides])
     output = Path(args.output)
+    for path in images + videos:
+        if path.parent.resolve() == output.resolve():
+            raise UserError(f"{path} lies in the output folder, where it could be overwritten: set another --output")
+    cfg = load_config(args.config_file, overrides)
+    names = class_names(cfg)
+    detector = load_model(cfg)
+    augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
     output.mkdir(parents=True, exist_ok=True)
+
     entries = []
-
-    def draw(image: np.ndarray, **source) -> np.ndarray:
-        instances = predict(image)
-        instances = instances[instances.scores >= args.threshold]
-        entries.extend(source | entry for entry in to_coco(instances, predict.class_names))
-        return draw_detections(image, instances, predict.class_names, args.threshold)
-
     for path in tqdm(images, "images", disable=not images):
         try:
             image = read_image(path, "RGB")
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"image {path} cannot be read ({error}): copy it again, or leave it out") from error
-        write_png(output / f"{path.stem}.png", draw(image, file=str(path)))
+        except OSError as error:
+            raise UserError(f"image {path} cannot be read ({error}): copy it again or leave it out") from error
+        found = find(detector, augmentations, image, args.threshold)
+        write_png(output / f"{path.stem}.png", draw_detections(image, found, names, args.threshold))
+        entries += [dict(file_name=path.name) | entry for entry in describe(found, names)]
     for path in videos:
-        frames = (draw(frame, file=str(path), frame=number) for number, frame in enumerate(read_frames(path)))
-        write_video(output / f"{path.stem}.mp4", frames, cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS))
+        size, rate, count = properties(path)
+        writer = cv2.VideoWriter(str(output / f"{path.stem}.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+        for number, image in enumerate(tqdm(frames(path), path.name, count)):
+            found = find(detector, augmentations, image, args.threshold)
+            drawn = draw_detections(image, found, names, args.threshold)
+            # small images are enlarged where they are drawn
+            writer.write(cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)[:, :, ::-1])
+            entries += [dict(file_name=path.name, frame=number) | entry for entry in describe(found, names)]
+        writer.release()
     (output / "predictions.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(entries)} boxes in {output / 'predictions.json'}, drawn beside it")
 
 
-def find_inputs(paths: list[str]) -> tuple[list[Path], list[Path]]:
-    """Image files, those of folders among them, and video files.
+def find_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Image files and videos; whatever is no image by its name must open as a video.
 
     Raises:
-        UserError: one is absent, or neither image nor video, or two would be written to one file.
+        UserError: nothing at a path, a folder without images, no video, or two inputs that would be written as one.
     """
     images, videos = [], []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"--input {path} does not exist: give images, folders or videos")
-        found = sorted(p for p in path.iterdir() if cv2.haveImageReader(str(p))) if path.is_dir() else [path]
-        if not found:
-            raise UserError(f"--input {path} has no images: give a folder with some")
-        for file in found:
-            if file.suffix.lower() in VIDEOS and cv2.VideoCapture(str(file)).isOpened():
-                videos.append(file)
-            elif cv2.haveImageReader(str(file)):
-                images.append(file)
-            else:
-                raise UserError(f"--input {file} is no image or video that OpenCV reads: convert it, or leave it out")
-    for kind in (images, videos):
-        for file in kind:
-            same = [other for other in kind if other.stem == file.stem]
-            if len(same) > 1:
-                raise UserError(f"{same[0]} and {same[1]} would be drawn to one file: give them apart")
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
+            if not inside:
+                raise UserError(f"folder {path} has no images: name one that has {', '.join(sorted(IMAGES))} files")
+            images += inside
+        elif not path.exists():
+            raise UserError(f"{path} does not exist: name image files, folders of images or videos")
+        elif path.suffix.lower() in IMAGES:
+            images.append(path)
+        elif properties(path) is None:
+            raise UserError(f"{path} is no image and does not open as a video: convert it to .mp4")
+        else:
+            videos.append(path)
+    if not images and not videos:
+        raise UserError("there is nothing to look at: name image files, folders of images or videos")
+    for group in (images, videos):
+        for path in group:
+            if twin := next((other for other in group if other != path and other.stem == path.stem), None):
+                raise UserError(f"{path} and {twin} would be written as one file: give them to two runs")
     return images, videos
 
 
-def to_coco(instances: Instances, class_names: list[str]) -> Iterator[dict]:
-    """COCO's results, boxes as (x, y, width, height) in pixels, with the classes' names."""
-    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-    labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
-    for box, label, score in zip(boxes, labels, scores, strict=True):
-        yield dict(category_id=label, category=class_names[label], bbox=box, score=score)
-
-
-def read_frames(path: Path) -> Iterator[np.ndarray]:
-    """RGB frames of a video."""
+def properties(path: Path) -> tuple[tuple[int, int], float, int] | None:
+    """A video's (width, height), frames a second and number of frames, or None where it has no first frame."""
     video = cv2.VideoCapture(str(path))
-    with tqdm(total=int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None, desc=path.name) as progress:
-        while True:
-            there_is_one, frame = video.read()
-            if not there_is_one:
-                return
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            progress.update()
+    is_readable, frame = video.read()
+    rate, count = video.get(cv2.CAP_PROP_FPS), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    video.release()
+    return (frame.shape[1::-1], rate or 25.0, count) if is_readable else None
 
 
-def write_video(path: Path, frames: Iterator[np.ndarray], rate: float) -> None:
-    """RGB frames of one size."""
-    writer = None
-    try:
-        for frame in frames:
-            if writer is None:
-                size = frame.shape[1::-1]
-                writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate or FRAME_RATE, size)
-            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    finally:
-        if writer is not None:
-            writer.release()
+def frames(path: Path) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8 RGB each."""
+    video = cv2.VideoCapture(str(path))
+    while (frame := video.read()[1]) is not None:
+        yield frame[:, :, ::-1]
+    video.release()
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+@torch.no_grad()
+def find(detector: nn.Module, augmentations: T.AugmentationList, image: np.ndarray, threshold: float) -> Instances:
+    """Predictions of at least `threshold` in pixels of an RGB image, on the CPU."""
+    augmented = T.AugInput(image)
+    augmentations(augmented)
+    tensor = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+    inputs = dict(image=tensor, height=image.shape[0], width=image.shape[1])
+    found = detector([inputs])[0]["instances"].to("cpu")
+    return found[found.scores >= threshold]
+
+
+def describe(found: Instances, names: Sequence[str]) -> list[dict]:
+    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    return [
+        dict(category_id=label, category_name=names[label], bbox=box, score=score)
+        for box, label, score in zip(boxes, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    ]
+
+
+def class_names(cfg: DictConfig) -> list[str]:
+    """Of the config's test data set, which is only read where its catalog does not know them yet."""
+    names = cfg.dataloader.test.dataset.names
+    name = names if isinstance(names, str) else names[0]
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("thing_classes"):
+        get_detection_dataset_dicts(name, filter_empty=False)
+    if len(metadata.thing_classes) != cfg.model.num_classes:
+        raise UserError(
+            f"the model has {cfg.model.num_classes} classes and the data set {name}, which names them, "
+            f"{len(metadata.thing_classes)}: set dataloader.test.dataset.names to the model's data set"
+        )
+    return metadata.thing_classes
+
+
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the model")
-    parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders of images, videos")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for what is drawn and predictions.json")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of a box (0.3)")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="its test set names the classes")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for pictures, video and JSON")
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn and written (0.3)")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="PATH | key=value", help="what to look at; overrides of the config"
+    )
     parser.set_defaults(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto")
-    args = parser.parse_intermixed_args(argv)
-    # overrides may stand behind the inputs
-    overrides = [text for text in args.input if re.match(r"[\w.]+=", text) and not Path(text).exists()]
-    args.input = [text for text in args.input if text not in overrides]
-    args.opts = overrides + args.opts
-    return args
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":

@@ -1,78 +1,102 @@
-"""What a query attends to, against the attention itself."""
+"""What is shown of attention is what the modules compute."""
 
 import pytest
 import torch
-from torch.testing import assert_close
-from torchvision.ops import box_convert, box_iou
+import torch.nn.functional as F
+from torchvision.ops import box_convert
 
+import tiny
 from clockdistill.layers import MultiScaleDeformableAttention
+from clockdistill.modeling import Target
+from clockdistill.modeling.dab_detr import CrossAttention
 from clockdistill.modeling.observe import observe_attention, view
-from tiny import VARIANTS, random_batch, roughen, tiny
 
-variants = pytest.mark.parametrize("variant", VARIANTS)
-
-
-@pytest.mark.parametrize("coordinates", [2, 4])
-def test_sampling_points_are_those_of_the_paper(coordinates):
-    """Deformable DETR, Eq. 3 and Sec. A.4: points lie an offset, in cells or shares of the box, from it."""
-    module = MultiScaleDeformableAttention(8, 2, 2, 3)
-    torch.nn.init.normal_(module.sampling_offsets.weight)
-    torch.nn.init.normal_(module.attention_weights.weight)
-    query, reference, shapes = torch.randn(1, 4, 8), torch.rand(1, 4, 2, coordinates), torch.tensor([[3, 5], [2, 2]])
-    attended = module.attended(query, None, reference, None, shapes, None)
-    offsets = module.sampling_offsets(query).view(4, 2, 2, 3, 2)
-    for q in range(4):
-        for level in range(2):
-            points = []
-            for head in range(2):
-                for offset in offsets[q, head, level]:
-                    around = reference[0, q, level]
-                    extent = 1 / shapes[level].flip(0) if coordinates == 2 else around[2:] / 2 / 3
-                    points.append(around[:2] + offset * extent)
-            assert_close(attended.points[0, q, level], torch.stack(points))
-    assert_close(attended.weights.sum((2, 3)), torch.ones(1, 4))
+SHAPES = torch.tensor([[4, 6], [2, 3]])
 
 
-@variants
-def test_a_layer_attends_where_it_says(variant):
-    """Weights sum to one, and dense ones are at the centres of cells that are no padding."""
-    model = roughen(tiny(variant)).eval()
-    memory = model.encode(model.preprocess(random_batch()))
-    with torch.no_grad(), observe_attention(model) as layers:
-        model.decode(memory, model.propose(memory))
-    assert len(layers) == len(model.decoder.layers)
-    for attended in layers:
-        assert_close(attended.weights.sum((2, 3)), torch.ones(attended.weights.shape[:2]))
-        if attended.is_dense:
-            on_padding = memory.padding_mask[:, None].expand(attended.weights[:, :, 0].shape)
-            assert not attended.weights[:, :, 0][on_padding].any()
-            height, width = memory.spatial_shapes[0].tolist()
-            cell = attended.points[0, 0, 0] * torch.tensor([width, height])
-            assert cell[width + 2].tolist() == [2.5, 1.5]
-    with torch.no_grad():
-        model.decode(memory, model.propose(memory))
-    assert len(layers) == len(model.decoder.layers)  # nobody listens any more
+def deformable(heads, dims):
+    layer = tiny.roughen(MultiScaleDeformableAttention(8, heads, 2, 3), scale=0.3)
+    generator = torch.Generator().manual_seed(1)
+    arguments = (
+        torch.randn(2, 5, 8, generator=generator),
+        torch.randn(2, 30, 8, generator=generator),
+        0.3 + 0.4 * torch.rand(2, 5, 2, dims, generator=generator),
+        torch.zeros(2, 30, dtype=torch.bool),
+        SHAPES,
+        torch.tensor([0, 24]),
+    )
+    return layer, arguments
 
 
-@variants
-def test_the_query_that_is_shown_finds_the_object(variant):
-    model = roughen(tiny(variant)).eval()
-    inputs = random_batch(counts=(1, 0))[0]
-    target = model.targets([inputs])[0]
-    seen = view(model, inputs, target)
-    with torch.no_grad():
-        memory = model.encode(model.preprocess([inputs]))
-        predictions = model.decode(memory, model.propose(memory))
-    scores = predictions.logits[-1, 0, :, target.labels[0]].sigmoid()
+@pytest.mark.parametrize("dims", [2, 4])
+@torch.no_grad()
+def test_sampling_points_are_the_papers(dims):
+    layer, arguments = deformable(2, dims)
+    query, _, reference, *_ = arguments
+    points, weights, is_dense = layer.attended(*arguments)
+    assert not is_dense
+    torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, 5))
+    offsets, logits = layer.sampling_offsets(query), layer.attention_weights(query)
+    for b, q, head, level, k in torch.cartesian_prod(*map(torch.arange, (2, 5, 2, 2, 3))).tolist():
+        place = (head * 2 + level) * 3 + k
+        offset, anchor = offsets[b, q, 2 * place : 2 * place + 2], reference[b, q, level]
+        height, width = SHAPES[level].tolist()
+        reach = torch.tensor([1 / width, 1 / height]) if dims == 2 else anchor[2:] / 2 / 3
+        torch.testing.assert_close(points[b, q, level, head * 3 + k], anchor[:2] + offset * reach)
+        share = logits[b, q].view(2, 6)[head].softmax(0)[level * 3 + k]
+        torch.testing.assert_close(weights[b, q, level, head * 3 + k], share / 2)
+
+
+@torch.no_grad()
+def test_deformable_output_is_the_weighted_sum_of_the_memory_at_the_points():
+    layer, arguments = deformable(1, 4)
+    points, weights, _ = layer.attended(*arguments)
+    value, summed = layer.value_proj(arguments[1]), 0
+    for level, tokens in enumerate(value.split([24, 6], 1)):
+        grid = tokens.transpose(1, 2).unflatten(2, SHAPES[level].tolist())
+        sampled = F.grid_sample(grid, 2 * points[:, :, level] - 1, align_corners=False)
+        summed = summed + (sampled * weights[:, None, :, level]).sum(-1).transpose(1, 2)
+    torch.testing.assert_close(layer.output_proj(summed), layer(*arguments))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@torch.no_grad()
+def test_dense_output_is_the_weighted_sum_of_the_values(is_first):
+    detector = tiny.tiny("dab_detr").eval()
+    images = [{"image": torch.rand(3, *size) * 255} for size in [(64, 96), (32, 64)]]
+    memory = detector.encode(detector.preprocess(images))
+    layer = CrossAttention(32, 1, is_first)
+    arguments = torch.randn(2, 4, 32), torch.randn(2, 4, 32), torch.randn(2, 4, 32), memory
+    points, weights, is_dense = layer.attended(*arguments)
+    assert is_dense
+    torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, 4))
+    summed = weights[:, :, 0] @ layer.value_proj(memory.tokens)
+    torch.testing.assert_close(layer.out_proj(summed), layer(*arguments))
+    height, width = memory.spatial_shapes[0].tolist()
+    cell = 1 * width + 2
+    torch.testing.assert_close(points[1, 3, 0, cell], torch.tensor([2.5 / width, 1.5 / height]))
+
+
+@pytest.mark.parametrize("variant", ["dino", "deformable_detr", "dab_detr"])
+@torch.no_grad()
+def test_view_is_of_the_query_that_fits_the_object_best(variant):
+    detector = tiny.tiny(variant).eval()
+    inputs = {"image": torch.rand(3, 64, 96) * 255}
+    target = Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.4, 0.6]]))
+    seen = view(detector, inputs, target)
+    memory = detector.encode(detector.preprocess([inputs]))
+    with observe_attention(detector) as layers:
+        predictions = detector.decode(memory, detector.propose(memory))
+    assert len(layers) == 2
     boxes = box_convert(predictions.boxes[-1, 0], "cxcywh", "xyxy")
-    fits = [
-        box_iou(box[None], box_convert(target.boxes, "cxcywh", "xyxy")).item() * score.item()
-        for box, score in zip(boxes, scores, strict=True)
-    ]
-    best = max(range(len(fits)), key=fits.__getitem__)
-    assert_close(seen.box, boxes[best])
-    assert seen.score == pytest.approx(scores[best].item())
-    assert [tuple(level.shape) for level in seen.strength] == [tuple(s) for s in memory.spatial_shapes.tolist()]
-    height, width = memory.spatial_shapes[-1].tolist()
-    assert seen.strength[-1][-1, -1].item() == pytest.approx(memory.tokens[0, -1].norm().item(), rel=1e-5)
-    assert seen.strength[-1].shape == (height, width)
+    best = []
+    for box, score in zip(boxes.tolist(), predictions.logits[-1, 0, :, 1].sigmoid().tolist(), strict=True):
+        w, h = min(box[2], 0.7) - max(box[0], 0.3), min(box[3], 0.8) - max(box[1], 0.2)
+        both = max(w, 0) * max(h, 0)
+        best.append(score * both / (0.24 + (box[2] - box[0]) * (box[3] - box[1]) - both))
+    query = best.index(max(best))
+    torch.testing.assert_close(seen.box, boxes[query])
+    assert seen.score == pytest.approx(predictions.logits[-1, 0, query, 1].sigmoid().item())
+    torch.testing.assert_close(seen.weights, layers[-1].weights[0, query].flatten())
+    assert [tuple(level.shape) for level in seen.strength] == [tuple(shape) for shape in memory.spatial_shapes.tolist()]
+    assert seen.strength[0][0, 1].item() == pytest.approx(memory.tokens[0, 1].norm().item(), rel=1e-5)

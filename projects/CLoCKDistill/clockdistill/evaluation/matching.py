@@ -1,4 +1,4 @@
-"""Which predictions are right, by the rules of COCO and pycocotools: image by image, and as precision and recall."""
+"""Which predictions are right by COCO's rules, which pycocotools applies: image by image, and precision over recall."""
 
 import contextlib
 import io

@@ -103,7 +103,7 @@ def plot_precision_recall(
                 axes.plot(recall, precision, color=colour, linewidth=1.8, label=legend)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
         axes.set_ylabel("precision", fontsize=9.5, color=INK)
-        _legend(axes, loc="best", title="AP50", title_fontsize=9.5)
+        _legend(axes, loc="best", title="AP50", title_fontsize=9.5, handlelength=1)
     figure.savefig(path)
 
 
@@ -138,7 +138,7 @@ def _plot_ap(axes: Axes, metrics: dict[str, dict], reference: tuple[str, float] 
         axes.axhline(ap, color="#6B7280", linewidth=1.4, linestyle=(0, (4, 3)), label=f"{name}, {ap:.1f}")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    _legend(axes, loc="lower right")
+    _legend(axes, loc="best")
 
 
 def _plot_loss(axes: Axes, metrics: dict[str, dict]) -> None:
