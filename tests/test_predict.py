@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -105,6 +106,7 @@ def test_predictions_are_the_detectors_of_the_image_in_rgb(start, detector):
         (["a.png", "empty/../b/a.jpg"], "would be written as one file: give them to two runs"),
         (["out/a.png"], "lies in the output folder, where it could be overwritten: set another --output"),
         (["a.png", "model.num_classes=7"], "the model has 7 classes and the data set street_val"),
+        (["a.png", "dataloader.test.dataset.names=none"], "none is not in Detectron2's catalog: set dataloader."),
         (["broken.png"], "image broken.png cannot be read"),
     ],
 )
@@ -125,12 +127,20 @@ def test_wrong_inputs_are_named_in_one_sentence(start, capfd, inputs, sentence):
 
 
 def test_masks_are_drawn_as_the_memory_loss_has_them(detector):
-    inputs = dict(image=torch.rand(3, 48, 80) * 255)  # less than whole cells of the coarsest level
-    model = type("Model", (), dict(detector=detector, inputs=lambda self, record: record))()
+    inputs = dict(image=torch.rand(3, 48, 80) * 255)
+
+    class PaddingDetector:
+        device, encode = detector.device, staticmethod(detector.encode)
+
+        def preprocess(self, batch):
+            return detector.preprocess([*batch, dict(image=torch.zeros(3, 96, 128))])
+
+    model = SimpleNamespace(detector=PaddingDetector(), inputs=lambda record: record)
     target = Target(torch.tensor([0, 1]), torch.tensor([[0.3, 0.5, 0.3, 0.4], [0.8, 0.4, 0.2, 0.2]]))
     objects, background = visualize.memory_masks(model, inputs, target)
     with torch.no_grad():
-        memory = detector.encode(detector.preprocess([inputs]))
+        memory = detector.encode(model.detector.preprocess([inputs]))
+    assert memory.padding_mask[0].any()
     for masks, weights in zip((objects, background), location_and_scale_weights(memory, [target]), strict=True):
         drawn = np.concatenate([mask.ravel() for mask in masks])
         assert drawn == pytest.approx(weights[0][~memory.padding_mask[0]].numpy())

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode, Instances
@@ -143,9 +143,13 @@ def class_names(cfg: DictConfig) -> list[str]:
     """Of the config's test data set, which is only read where its catalog does not know them yet."""
     names = cfg.dataloader.test.dataset.names
     name = names if isinstance(names, str) else names[0]
+    if name not in DatasetCatalog.list():
+        raise UserError(
+            f"{name} is not in Detectron2's catalog: set dataloader.test.dataset.names to the model's data set"
+        )
     metadata = MetadataCatalog.get(name)
     if not metadata.get("thing_classes"):
-        get_detection_dataset_dicts(name, filter_empty=False)
+        DatasetCatalog.get(name)
     if len(metadata.thing_classes) != cfg.model.num_classes:
         raise UserError(
             f"the model has {cfg.model.num_classes} classes and the data set {name}, which names them, "
