@@ -75,7 +75,9 @@ def main(args: argparse.Namespace) -> None:
         named = [NamedModel("Predictions", args.config_file, cfg.train.init_checkpoint)]
         models = {named[0].name: Model(cfg)}
     else:
-        configs = {m.name: load_config(m.config, [f"train.init_checkpoint={m.checkpoint}"]) for m in named}
+        # the number of classes is the test set's, which the command line may have set
+        classes = f"model.num_classes={cfg.model.num_classes}"
+        configs = {m.name: load_config(m.config, [f"train.init_checkpoint={m.checkpoint}", classes]) for m in named}
         models = {name: Model(config) for name, config in configs.items()}
     records = instantiate(cfg.dataloader.test.dataset)
     class_names = MetadataCatalog.get(cfg.dataloader.test.dataset.names).thing_classes

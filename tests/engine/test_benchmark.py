@@ -9,9 +9,10 @@ import torch
 from detectron2.config import instantiate
 
 import train_net
-from clockdistill.engine import compare, eval_only
+from clockdistill.engine import benchmark, compare, eval_only, load_config
 from clockdistill.errors import UserError
 from engine.toy import toy_config
+from tiny import CONFIGS
 
 TOY = Path(__file__).with_name("toy_config.py")
 SHORT = ("train.benchmark.images=3", "train.benchmark.rounds=2")
@@ -78,6 +79,15 @@ def test_wrong_models_are_refused(tmp_path, models, message):
     with pytest.raises(UserError, match=message):
         compare(toy_config(tmp_path), models)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_models_that_are_compared_have_the_classes_of_the_test_set(tmp_path, monkeypatch):
+    config = str(CONFIGS / "dino" / "dino_r18w8_custom.py")
+    cfg = load_config(config, ["model.num_classes=7", f"train.output_dir={tmp_path}"])
+    compared = {}
+    monkeypatch.setattr(benchmark, "_evaluate", lambda cfgs: compared.update(cfgs) or {})
+    compare(cfg, [f"student={config}:model.pth"])
+    assert compared["student"].model.num_classes == 7
 
 
 def test_comparison_is_for_evaluation_alone():

@@ -39,7 +39,8 @@ def compare(cfg: DictConfig, models: Sequence[str]) -> dict[str, dict]:
     Results of each are in `<output_dir>/NAME/`, and those of all in `<output_dir>/comparison.json`.
 
     Args:
-        models: NAME=CONFIG:CHECKPOINT each, of whose configs nothing but the model counts.
+        models: NAME=CONFIG:CHECKPOINT each, of whose configs nothing but the model counts; its classes are as many
+                as those of `cfg`.
 
     Raises:
         UserError: a model is written otherwise, two have the same name, a name that cannot be a folder's, or what
@@ -51,6 +52,8 @@ def compare(cfg: DictConfig, models: Sequence[str]) -> dict[str, dict]:
             raise UserError(f"results of --compare {name!r} go to a folder of that name: use letters, digits and ._+-")
         cfgs[name] = own = copy.deepcopy(cfg)
         own.model = load_config(config).model
+        if "num_classes" in own.model:
+            own.model.num_classes = cfg.model.num_classes  # the test set's, which the command line may have set
         own.train.init_checkpoint = checkpoint
         own.train.output_dir = os.path.join(cfg.train.output_dir, name)
     results = _evaluate(cfgs)
