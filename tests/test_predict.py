@@ -71,7 +71,9 @@ def test_video_comes_back_drawn_with_its_frames_and_json(start):
     sizes = []
     while (frame := video.read()[1]) is not None:
         sizes.append(frame.shape)
-    assert sizes == [(48, 96, 3)] * 5
+    # enlarged ten times, so that labels can be read
+    assert sizes == [(480, 960, 3)] * 5
+    assert sorted(path.name for path in Path("out").iterdir()) == ["drive.mp4", "predictions.json"]
     assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12)
     entries = json.loads(Path("out/predictions.json").read_text())
     assert {entry["frame"] for entry in entries} == set(range(5))
@@ -107,7 +109,7 @@ def test_predictions_are_the_detectors_of_the_image_in_rgb(start, detector):
         (["out/a.png"], "lies in the output folder, where it could be overwritten: set another --output"),
         (["a.png", "model.num_classes=7"], "the model has 7 classes and the data set street_val"),
         (["a.png", "dataloader.test.dataset.names=none"], "none is not in Detectron2's catalog: set dataloader."),
-        (["broken.png"], "image broken.png cannot be read"),
+        (["a.png", "broken.png", "cut.jpg", "torn.png"], "cannot be read: broken.png, cut.jpg, torn.png; copy"),
     ],
 )
 def test_wrong_inputs_are_named_in_one_sentence(start, capfd, inputs, sentence):
@@ -118,6 +120,9 @@ def test_wrong_inputs_are_named_in_one_sentence(start, capfd, inputs, sentence):
     before = Path("out/a.png").read_bytes()
     Path("notes.txt").write_text("no video")
     Path("broken.png").write_text("no image")
+    for name in ("cut.jpg", "torn.png"):
+        cv2.imwrite(name, random_image(0))
+        Path(name).write_bytes(Path(name).read_bytes()[:-400])
     assert start(*inputs) == 1
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1

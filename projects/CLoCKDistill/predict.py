@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Run a detector over image files, folders of images or a video, and write what it finds: drawn, and as JSON.
 
-Every image gives a drawn PNG of its name in the output folder, a video a drawn .mp4 of its name. predictions.json has
+Every image gives a drawn PNG of its name in the output folder, a video a drawn .mp4 of its name; small ones come out
+enlarged. Where an image cannot be read, that is said before anything is written. predictions.json has
 an entry for each prediction, as in COCO's results, in pixels of the image or frame: `file_name` and, of a video,
 `frame` from 0; `category_id` and `category_name`; `bbox` as [x, y, width, height]; `score`.
 
@@ -53,23 +54,23 @@ def main(args: argparse.Namespace) -> None:
 
     entries = []
     for path in tqdm(images, "images", disable=not images):
-        try:
-            image = read_image(path, "RGB")
-        except OSError as error:
-            raise UserError(f"image {path} cannot be read ({error}): copy it again or leave it out") from error
+        image = read_image(path, "RGB")
         found = find(detector, augmentations, image, args.threshold)
         write_png(output / f"{path.stem}.png", draw_detections(image, found, names, args.threshold))
         entries += [dict(file_name=path.name) | entry for entry in describe(found, names)]
     for path in videos:
-        size, rate, count = properties(path)
-        writer = cv2.VideoWriter(str(output / f"{path.stem}.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+        rate, count = properties(path)
+        unfinished, writer = output / f"{path.stem}.unfinished.mp4", None
         for number, image in enumerate(tqdm(frames(path), path.name, count)):
             found = find(detector, augmentations, image, args.threshold)
             drawn = draw_detections(image, found, names, args.threshold)
-            # small images are enlarged where they are drawn
-            writer.write(cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)[:, :, ::-1])
+            if writer is None:
+                codec = cv2.VideoWriter_fourcc(*"mp4v")
+                writer = cv2.VideoWriter(str(unfinished), codec, rate, drawn.shape[1::-1])
+            writer.write(drawn[:, :, ::-1])
             entries += [dict(file_name=path.name, frame=number) | entry for entry in describe(found, names)]
         writer.release()
+        unfinished.replace(output / f"{path.stem}.mp4")
     (output / "predictions.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
 
@@ -77,7 +78,8 @@ def find_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Image files and videos; whatever is no image by its name must open as a video.
 
     Raises:
-        UserError: nothing at a path, a folder without images, no video, or two inputs that would be written as one.
+        UserError: nothing at a path, a folder without images, images that cannot be read, no video, or two inputs that
+            would be written as one.
     """
     images, videos = [], []
     for path in paths:
@@ -100,16 +102,27 @@ def find_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         for path in group:
             if twin := next((other for other in group if other != path and other.stem == path.stem), None):
                 raise UserError(f"{path} and {twin} would be written as one file: give them to two runs")
+    if broken := [str(path) for path in tqdm(images, "reading", leave=False, disable=not images) if is_broken(path)]:
+        raise UserError(f"these images cannot be read: {', '.join(broken)}; copy them again or leave them out")
     return images, videos
 
 
-def properties(path: Path) -> tuple[tuple[int, int], float, int] | None:
-    """A video's (width, height), frames a second and number of frames, or None where it has no first frame."""
+def is_broken(path: Path) -> bool:
+    """Whether an image cannot be decoded to its end, which for a JPEG only decoding tells."""
+    try:
+        read_image(path, "RGB")
+    except (OSError, SyntaxError, ValueError):
+        return True
+    return False
+
+
+def properties(path: Path) -> tuple[float, int] | None:
+    """A video's frames a second and number of frames, or None where it has no first frame."""
     video = cv2.VideoCapture(str(path))
-    is_readable, frame = video.read()
+    is_readable, _ = video.read()
     rate, count = video.get(cv2.CAP_PROP_FPS), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     video.release()
-    return (frame.shape[1::-1], rate or 25.0, count) if is_readable else None
+    return (rate or 25.0, count) if is_readable else None
 
 
 def frames(path: Path) -> Iterator[np.ndarray]:
