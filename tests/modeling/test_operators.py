@@ -30,4 +30,7 @@ def test_losses_and_gradients_are_the_same(variant, monkeypatch):
     expected_losses, expected_grads = run()
     assert calls
     assert_close(losses, expected_losses, rtol=1e-4, atol=1e-4)
-    assert_close(grads, expected_grads, rtol=1e-3, atol=1e-4)
+    # single elements are sums of many roundings, and some gradients are nothing but that
+    total = torch.stack([expected.norm() for expected in expected_grads.values()]).norm()
+    for name, expected in expected_grads.items():
+        assert (grads[name] - expected).norm() <= 1e-3 * expected.norm() + 1e-5 * total, name
