@@ -38,12 +38,12 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
         if available and args.num_gpus > available:
             raise UserError(f"--num-gpus {args.num_gpus} is more than there are: this machine has {available}")
         launch(
-            main,
+            leave_together,
             max(args.num_gpus, 1),
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(main, args),
         )
     except KeyboardInterrupt:
         print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
@@ -55,6 +55,14 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
         print(f"error: {sentence}", file=sys.stderr)
         return 1
     return 0
+
+
+def leave_together(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Run an entry point; a process that has less to do waits for the others, which it would tear down with itself."""
+    main(args)
+    if comm.get_world_size() > 1:
+        comm.synchronize()
+        torch.distributed.destroy_process_group()
 
 
 def error_sentence(error: Exception) -> str | None:
