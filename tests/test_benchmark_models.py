@@ -10,7 +10,7 @@ import torch
 import benchmark_models
 
 
-@pytest.mark.parametrize("config", ["dino_r18w8_street", "dino_r18w20_to_r18w8_street"])
+@pytest.mark.parametrize("config", ["dino_r18_tiny_street", "dino_r18_small_to_tiny_street"])
 def test_measure(monkeypatch, config):
     """Of the demo's student, which has 1.52 M parameters, alone and with its teacher."""
     overrides = ("distillation.period=0",) if "_to_" in config else ()

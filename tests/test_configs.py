@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 import clockdistill.data  # noqa: F401  registers the data sets
 from clockdistill.distillation.hook import pair_levels
 from clockdistill.engine import load_config
-from tiny import CONFIGS
+from helpers.models import CONFIGS
 
 PATHS = sorted(path for path in CONFIGS.rglob("*.py") if path.parent.name != "data" and "common" not in path.parts)
 

@@ -106,7 +106,7 @@ def test_failed_training_names_the_log_and_passes_the_message_on(fake_train_net,
 def test_one_failure_ends_the_other_training_too(fake_train_net, capsys):
     fake_train_net.write_text(
         "import sys, time\n"
-        "if 'to_r18w8' in sys.argv[2]: sys.exit('error: no teacher')\n"
+        "if 'to_r18_tiny' in sys.argv[2]: sys.exit('error: no teacher')\n"
         "for _ in range(600): print('still training', flush=True); time.sleep(0.1)\n"
     )
     start = time.monotonic()

@@ -16,11 +16,11 @@ from detectron2.config import LazyConfig, instantiate
 import make_street_scenes
 import train_net
 from clockdistill.engine import load_config, run
-from distillation.test_hook import save_teacher
-from tiny import CONFIGS, tiny_config
+from helpers.distillation import save_teacher
+from helpers.models import CONFIGS, tiny_config
 
-STUDENT, TEACHER = CONFIGS / "dino" / "dino_r18w8_street.py", CONFIGS / "dino" / "dino_r18w20_street.py"
-DISTILLED = CONFIGS / "dino" / "dino_r18w20_to_r18w8_street.py"
+STUDENT, TEACHER = CONFIGS / "dino" / "dino_r18_tiny_street.py", CONFIGS / "dino" / "dino_r18_small_street.py"
+DISTILLED = CONFIGS / "dino" / "dino_r18_small_to_tiny_street.py"
 # narrower than its teacher, so that there are projections
 NARROW = [
     "train.init_checkpoint=''",

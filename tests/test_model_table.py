@@ -1,11 +1,11 @@
 import pytest
 
 import model_table
-from tiny import CONFIGS
+from helpers.models import CONFIGS
 
 
 def test_configs_of_one_model_share_a_row():
-    names = ["dino_r18w20_street", "dino_r18w20_to_r18w8_street", "dino_r18w8_street"]
+    names = ["dino_r18_small_street", "dino_r18_small_to_tiny_street", "dino_r18_tiny_street"]
     teacher, student = model_table.rows([CONFIGS / "dino" / f"{name}.py" for name in names])
     assert teacher["names"] == names[:1]
     assert student["names"] == names[1:]
@@ -22,7 +22,7 @@ def test_configs_of_one_model_share_a_row():
     [
         ("dino_r50_coco_12ep", (800, 1333)),
         ("dino_r50_kitti_12ep", (375, 1242)),
-        ("dino_r18w8_kitti_sample", (192, 636)),
+        ("dino_r18_tiny_kitti_sample", (192, 636)),
     ],
 )
 def test_images_are_as_large_as_evaluation_shows_them(name, size):

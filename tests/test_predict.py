@@ -1,6 +1,5 @@
 """predict.py and visualize.py, with an untrained detector: what they write, and what they refuse."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,32 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
+import predict
+import visualize
 from clockdistill.distillation.memory import location_and_scale_weights
 from clockdistill.engine import run
 from clockdistill.evaluation.pictures import draw_masks
 from clockdistill.evaluation.pictures.sheet import TITLE_HEIGHT
 from clockdistill.modeling import Target
+from helpers import models
 
 PROJECT = Path(__file__).parents[1] / "projects/CLoCKDistill"
-CONFIG = str(PROJECT / "configs/dino/dino_r18w8_street.py")
+CONFIG = str(PROJECT / "configs/dino/dino_r18_tiny_street.py")
 THRESHOLD = 0.02
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, PROJECT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-predict = load_script("predict")
-visualize = load_script("visualize")
 
 
 @pytest.fixture(scope="module")
 def detector():
-    return tiny.roughen(tiny.tiny("dino", num_classes=5)).eval()
+    return models.roughen(models.tiny("dino", num_classes=5)).eval()
 
 
 @pytest.fixture

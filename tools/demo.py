@@ -36,8 +36,8 @@ from clockdistill.evaluation.pictures import plot_curves, save_comparisons
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = ("dino", "deformable_detr", "dab_detr")
 CONFIG = "projects/CLoCKDistill/configs/{0}/{0}_{1}_street.py"
-BACKBONES = {"teacher": "r18w20", "student": "r18w8", "distilled": "r18w20_to_r18w8"}
-TEACHER_CHECKPOINT = "projects/CLoCKDistill/demo/{0}_r18w20_street.pth"
+BACKBONES = {"teacher": "r18_small", "student": "r18_tiny", "distilled": "r18_small_to_tiny"}
+TEACHER_CHECKPOINT = "projects/CLoCKDistill/demo/{0}_r18_small_street.pth"
 OUTPUT = Path("output/demo")
 
 TRAIN_IMAGES, VAL_IMAGES, DATA_SEED = 800, 200, 0

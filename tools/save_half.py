@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Store a checkpoint's weights in half precision: half the size, to be loaded like the original.
 
-tools/save_half.py output/dino_r18w20_street/model_final.pth projects/CLoCKDistill/demo/dino_r18w20_street.pth
+tools/save_half.py output/dino_r18_small_street/model_final.pth projects/CLoCKDistill/demo/dino_r18_small_street.pth
 """
 
 import argparse

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,16 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+import train_net
 from clockdistill.data import check, register_by_name
 from clockdistill.engine import run
 from clockdistill.errors import UserError
-from tiny import CONFIGS
-
-sys.path.insert(0, str(CONFIGS.parent))
-import train_net
+from helpers.models import CONFIGS
 
 SIZE = (64, 48)
 BOX = "10.00 12.00 30.00 40.00"
 CAR = f"Car 0.00 0 1.85 {BOX} 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
-STREET, DISTILLED = "dino/dino_r18w8_street.py", "dino/dino_r18w20_to_r18w8_street.py"
+STREET, DISTILLED = "dino/dino_r18_tiny_street.py", "dino/dino_r18_small_to_tiny_street.py"
 CLASSES = "Car+Van+Truck+Pedestrian+Cyclist"
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 import clockdistill.data  # noqa: F401  registers the data sets
 from clockdistill.data import DetectionMapper, load_kitti, register_by_name
 from clockdistill.errors import UserError
-from tiny import CONFIGS
+from helpers.models import CONFIGS
 
 # lines of the real benchmark
 CAR = "Car 0.00 0 1.85 387.63 181.54 423.81 203.12 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"

@@ -9,8 +9,8 @@ import torch.multiprocessing as mp
 
 from clockdistill.distillation.calibration import TargetEmbedding, calibrate
 from clockdistill.errors import UserError
-from distillation.test_hook import make_hook, save_teacher
-from tiny import random_batch, roughen, tiny
+from helpers.distillation import make_hook, save_teacher
+from helpers.models import random_batch, roughen, tiny
 
 CALIBRATION = dict(batches=2, steps=3, lr=1e-2)
 

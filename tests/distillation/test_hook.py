@@ -7,9 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.config import LazyCall as L
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
-from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
 from clockdistill.distillation import (
@@ -23,11 +22,8 @@ from clockdistill.distillation.hook import pair_levels
 from clockdistill.engine import Trainer
 from clockdistill.errors import UserError
 from clockdistill.modeling import HungarianMatcher
-from distillation.test_memory import weights_by_loop
-from tiny import random_batch, roughen, tiny, tiny_config, tiny_dino
-
-WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
-
+from helpers.distillation import WEIGHTS, make_hook, save_teacher, weights_by_loop
+from helpers.models import random_batch, roughen, tiny, tiny_config, tiny_dino
 
 # one variant for every way in which queries come by content and position
 VARIANTS = {
@@ -48,21 +44,6 @@ CROSS = [
 pairs = pytest.mark.parametrize(
     ("theirs", "ours"), [(variant, variant) for variant in VARIANTS] + [(theirs, ours) for theirs, ours, _ in CROSS]
 )
-
-
-def save_teacher(folder, variant="dino", **kwargs):
-    """Config and checkpoint of a random teacher, as the hook takes them."""
-    config, checkpoint = str(Path(folder) / "teacher.yaml"), str(Path(folder) / "teacher.pth")
-    LazyConfig.save(OmegaConf.create({"model": tiny_config(variant, **kwargs)}, flags={"allow_objects": True}), config)
-    teacher = roughen(tiny(variant, seed=1, **kwargs), seed=1, scale=0.05)
-    torch.save({"model": teacher.state_dict()}, checkpoint)
-    return dict(config=config, checkpoint=checkpoint)
-
-
-def make_hook(student, teacher, losses=None, embedding="denoising", **kwargs):
-    losses = losses or [MemoryLoss(1e-2, 1e-3), TargetAwareLogitLoss(**WEIGHTS)]
-    kwargs = dict(period=0) | kwargs
-    return DistillationHook(student=student, teacher=teacher, losses=losses, embedding=embedding, **kwargs)
 
 
 @pairs

@@ -8,7 +8,7 @@ from clockdistill.distillation import MatchedLogitLoss, TargetAwareLogitLoss
 from clockdistill.distillation.calibration import TargetEmbedding
 from clockdistill.distillation.logits import bernoulli_kl, spread_layers, target_queries
 from clockdistill.modeling import HungarianMatcher, Outputs, Predictions, Target
-from tiny import VARIANTS, random_batch, roughen, tiny
+from helpers.models import VARIANTS, random_batch, roughen, tiny
 
 WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
 

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -7,7 +5,8 @@ from clockdistill.distillation import MemoryLoss, PlainFeatureLoss
 from clockdistill.distillation.memory import location_and_scale_weights, resize_levels
 from clockdistill.errors import UserError
 from clockdistill.modeling import Memory, Outputs, Target
-from tiny import VARIANTS, random_batch, roughen, tiny
+from helpers.distillation import weights_by_loop
+from helpers.models import VARIANTS, random_batch, roughen, tiny
 
 
 def make_memory(shapes, valid, channels=3, dtype=torch.float32):
@@ -45,29 +44,6 @@ def random_targets(seed):
         high = low + (1 - low) * torch.rand(count, 2, generator=generator).clamp(min=0.01)
         targets.append(Target(torch.zeros(count, dtype=torch.long), torch.cat(((low + high) / 2, high - low), 1)))
     return targets
-
-
-def weights_by_loop(valid, shapes, targets):
-    objects, background = [], []
-    for image, target in zip(valid, targets, strict=True):
-        object_cells, background_cells = [], []
-        for (height, width), (h, w) in zip(shapes, image, strict=True):
-            ours = [[0.0] * width for _ in range(height)]
-            for cx, cy, bw, bh in target.boxes.double().tolist():
-                x0, x1 = math.floor((cx - bw / 2) * w), math.ceil((cx + bw / 2) * w)
-                y0, y1 = math.floor((cy - bh / 2) * h), math.ceil((cy + bh / 2) * h)
-                for i in range(y0, y1):
-                    for j in range(x0, x1):
-                        ours[i][j] = max(ours[i][j], 1 / ((y1 - y0) * (x1 - x0)))
-            rest = sum(ours[i][j] == 0 for i in range(h) for j in range(w))
-            for i in range(height):
-                for j in range(width):
-                    inside = i < h and j < w
-                    object_cells.append(ours[i][j])
-                    background_cells.append(1 / rest if inside and ours[i][j] == 0 else 0.0)
-        objects.append(object_cells)
-        background.append(background_cells)
-    return torch.tensor(objects), torch.tensor(background)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -11,8 +11,8 @@ from detectron2.config import instantiate
 import train_net
 from clockdistill.engine import benchmark, compare, eval_only, load_config
 from clockdistill.errors import UserError
-from engine.toy import toy_config
-from tiny import CONFIGS
+from helpers.models import CONFIGS
+from helpers.toy import toy_config
 
 TOY = Path(__file__).with_name("toy_config.py")
 SHORT = ("train.benchmark.images=3", "train.benchmark.rounds=2")
@@ -51,7 +51,7 @@ def test_comparison_is_of_each_model_by_itself(tmp_path, caplog):
     save_model(cfg, tmp_path / "a.pth", 1)
     save_model(wide, tmp_path / "b.pth", 2)
     config = tmp_path / "wide.py"
-    config.write_text("from engine.toy_config import *\nmodel.channels = 9\n")
+    config.write_text("from helpers.toy_config import *\nmodel.channels = 9\n")
     with caplog.at_level("INFO", logger="clockdistill"):
         results = compare(cfg, [f"plain={TOY}:{tmp_path / 'a.pth'}", f"wide one={config}:{tmp_path / 'b.pth'}"])
 
@@ -82,7 +82,7 @@ def test_wrong_models_are_refused(tmp_path, models, message):
 
 
 def test_models_that_are_compared_have_the_classes_of_the_test_set(tmp_path, monkeypatch):
-    config = str(CONFIGS / "dino" / "dino_r18w8_custom.py")
+    config = str(CONFIGS / "dino" / "dino_r18_tiny_custom.py")
     cfg = load_config(config, ["model.num_classes=7", f"train.output_dir={tmp_path}"])
     compared = {}
     monkeypatch.setattr(benchmark, "_evaluate", lambda cfgs: compared.update(cfgs) or {})

@@ -13,7 +13,7 @@ from clockdistill.engine.checkpoint import save_atomically
 from clockdistill.errors import UserError
 from clockdistill.modeling import build_resnet
 from clockdistill.modeling.weights import load_weights
-from engine.toy import ToyDetector, run_toy, toy_config
+from helpers.toy import ToyDetector, run_toy, toy_config
 
 
 def load(path):

@@ -4,7 +4,7 @@ from omegaconf import OmegaConf
 
 from clockdistill.engine import apply_overrides, load_config
 from clockdistill.errors import UserError
-from engine.toy import ToyLoader
+from helpers.toy import ToyLoader
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import train_net
 from clockdistill.data import DetectionMapper
 from clockdistill.engine import do_test, load_config, load_model
 from clockdistill.engine.train import without_nan
-from tiny import CONFIGS
+from helpers.models import CONFIGS
 
-CONFIG = CONFIGS / "dino" / "dino_r18w20_street.py"
-CHECKPOINT = CONFIGS.parent / "demo" / "dino_r18w20_street.pth"
+CONFIG = CONFIGS / "dino" / "dino_r18_small_street.py"
+CHECKPOINT = CONFIGS.parent / "demo" / "dino_r18_small_street.pth"
 
 
 class TwoSizes(DetectionMapper):

@@ -8,7 +8,7 @@ from detectron2.engine import HookBase
 from clockdistill.distillation import DistillationHook
 from clockdistill.engine import Trainer, do_test, eval_only
 from clockdistill.errors import UserError
-from engine.toy import ToyDetector, ToyLoader, read_metrics, run_toy, toy_config
+from helpers.toy import ToyDetector, ToyLoader, read_metrics, run_toy, toy_config
 
 
 class Recorder(HookBase):

@@ -11,7 +11,7 @@ from clockdistill.engine.defaults import error_sentence
 from clockdistill.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "tests/engine/toy_config.py"
+CONFIG = ROOT / "tests/helpers/toy_config.py"
 
 
 def train_net(tmp_path, *args):
@@ -30,7 +30,7 @@ def train_net(tmp_path, *args):
     [
         (["train.max_iters=3"], "error: unknown config key train.max_iters: the nearest is train.max_iter "),
         (
-            ["dataloader.train={_target_: engine.toy.broken_loader, num_workers: 1}"],
+            ["dataloader.train={_target_: helpers.toy.broken_loader, num_workers: 1}"],
             "error: label file 000003.txt, line 2: fifteen fields are needed",
         ),
         (

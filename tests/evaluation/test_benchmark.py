@@ -18,7 +18,7 @@ from clockdistill.layers import MultiScaleDeformableAttention
 from clockdistill.layers.ms_deform_attn import by_grid_sample
 from clockdistill.modeling.dab_detr import CrossAttention, SelfAttention
 from clockdistill.modeling.transformer import AnchorDecoder
-from tiny import VARIANTS, tiny
+from helpers.models import VARIANTS, tiny
 
 
 class Sleeper(nn.Module):

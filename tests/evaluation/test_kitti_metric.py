@@ -23,7 +23,7 @@ from clockdistill.data.kitti import parse_lines
 from clockdistill.errors import UserError
 from clockdistill.evaluation.kitti import KITTIEvaluator
 from clockdistill.evaluation.kitti_metric import Detections, Labels, evaluate_kitti, recall_thresholds
-from tiny import CONFIGS
+from helpers.models import CONFIGS
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 LEVELS = {"easy": (40, 0, 0.15), "moderate": (25, 1, 0.3), "hard": (25, 2, 0.5)}

@@ -9,7 +9,7 @@ from clockdistill.engine.config import apply_overrides
 from clockdistill.errors import UserError
 from clockdistill.modeling import build_resnet
 from clockdistill.modeling.foreign import translate
-from tiny import random_batch, tiny_config
+from helpers.models import random_batch, tiny_config
 
 
 @pytest.mark.parametrize(("depth", "channels"), [(18, 512), (34, 512), (50, 2048), (101, 2048)])

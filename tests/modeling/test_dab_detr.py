@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tiny import random_batch, roughen, tiny
+from helpers.models import random_batch, roughen, tiny
 
 WIDTH, HEADS = 32, 4
 

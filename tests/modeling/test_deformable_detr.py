@@ -8,7 +8,7 @@ import torch
 from detectron2.config import instantiate
 
 from clockdistill.errors import UserError
-from tiny import model_config, random_batch, random_queries, roughen, tiny, tiny_config
+from helpers.models import model_config, random_batch, random_queries, roughen, tiny, tiny_config
 
 
 def record_layers(model):

@@ -6,7 +6,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes, ImageList, Instances
 
 from clockdistill.modeling import Queries
-from tiny import VARIANTS, model_config, random_batch, random_queries, roughen, tiny
+from helpers.models import VARIANTS, model_config, random_batch, random_queries, roughen, tiny
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
 CLOSE = dict(rtol=1e-4, atol=1e-4)

@@ -1,7 +1,7 @@
 import torch
 
 from clockdistill.modeling import Queries
-from tiny import random_batch, random_queries, roughen, tiny
+from helpers.models import random_batch, random_queries, roughen, tiny
 
 
 def test_denoising_and_encoder_have_losses_of_their_own():

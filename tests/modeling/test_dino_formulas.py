@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from clockdistill.modeling.detector import padding_masks
 from clockdistill.modeling.weights import load_weights
-from foreign_names import detector, written
-from tiny import random_batch
+from helpers.foreign_names import detector, written
+from helpers.models import random_batch
 
 
 def linear(w, name, x):

@@ -12,8 +12,16 @@ from omegaconf import OmegaConf
 from clockdistill.engine import load_config
 from clockdistill.errors import UserError
 from clockdistill.modeling.weights import load_weights
-from foreign_names import SETTINGS, SOURCES, averaged, detector, detrex_dab_detr, detrex_deformable_detr, written
-from tiny import CONFIGS, VARIANTS, random_batch
+from helpers.foreign_names import (
+    SETTINGS,
+    SOURCES,
+    averaged,
+    detector,
+    detrex_dab_detr,
+    detrex_deformable_detr,
+    written,
+)
+from helpers.models import CONFIGS, VARIANTS, random_batch
 
 OBJECTS = {"allow_objects": True}
 EVERY = pytest.mark.parametrize(

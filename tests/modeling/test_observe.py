@@ -5,17 +5,17 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_convert
 
-import tiny
 from clockdistill.layers import MultiScaleDeformableAttention
 from clockdistill.modeling import Target
 from clockdistill.modeling.dab_detr import CrossAttention
 from clockdistill.modeling.observe import observe_attention, view
+from helpers import models
 
 SHAPES = torch.tensor([[4, 6], [2, 3]])
 
 
 def deformable(heads, dims):
-    layer = tiny.roughen(MultiScaleDeformableAttention(8, heads, 2, 3), scale=0.3)
+    layer = models.roughen(MultiScaleDeformableAttention(8, heads, 2, 3), scale=0.3)
     generator = torch.Generator().manual_seed(1)
     arguments = (
         torch.randn(2, 5, 8, generator=generator),
@@ -62,7 +62,7 @@ def test_deformable_output_is_the_weighted_sum_of_the_memory_at_the_points():
 @pytest.mark.parametrize("is_first", [True, False])
 @torch.no_grad()
 def test_dense_output_is_the_weighted_sum_of_the_values(is_first):
-    detector = tiny.tiny("dab_detr").eval()
+    detector = models.tiny("dab_detr").eval()
     images = [{"image": torch.rand(3, *size) * 255} for size in [(64, 96), (32, 64)]]
     memory = detector.encode(detector.preprocess(images))
     layer = CrossAttention(32, 1, is_first)
@@ -80,7 +80,7 @@ def test_dense_output_is_the_weighted_sum_of_the_values(is_first):
 @pytest.mark.parametrize("variant", ["dino", "deformable_detr", "dab_detr"])
 @torch.no_grad()
 def test_view_is_of_the_query_that_fits_the_object_best(variant):
-    detector = tiny.tiny(variant).eval()
+    detector = models.tiny(variant).eval()
     inputs = {"image": torch.rand(3, 64, 96) * 255}
     target = Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.4, 0.6]]))
     seen = view(detector, inputs, target)

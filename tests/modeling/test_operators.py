@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from clockdistill.layers import extension
 from clockdistill.layers.ms_deform_attn import by_grid_sample
-from tiny import random_batch, roughen, tiny
+from helpers.models import random_batch, roughen, tiny
 
 
 @pytest.mark.skipif(not extension.has_kernel("cpu"), reason=extension.load())

@@ -1,24 +1,37 @@
 import torch
 
-from clockdistill.modeling import Predictions, Queries, Target
+from clockdistill.modeling import ContrastiveDenoising, Predictions, Queries, Target
 from clockdistill.modeling.structures import pad_targets
 
 
-def make(count, group=None, padding=None, images=2):
-    return Queries(torch.randn(images, count, 4), torch.rand(images, count, 4), group, padding)
+def make(count, images=2, **kwargs):
+    return Queries(torch.randn(images, count, 4), torch.rand(images, count, 4), **kwargs)
 
 
 def test_attention_mask_equals_a_loop():
-    padding = torch.tensor([[False, True, True], [False, False, True]])
-    queries = Queries.cat([make(2), make(4, group=torch.tensor([0, 0, 1, 1])), make(3, padding=padding)])
-    group = [0, 0, 1, 1, 2, 2, 3, 3, 3]
-    assert queries.group.tolist() == group
-    mask = queries.attention_mask()
+    """Denoising queries attend to their group and to the objects', as in DINO; nothing else crosses a group."""
+    targets = [
+        Target(torch.tensor([0, 1, 2]), torch.rand(3, 4) * 0.2 + 0.4),
+        Target(torch.tensor([1]), torch.rand(1, 4) * 0.2 + 0.4),
+    ]
+    denoising, _, num_groups = ContrastiveDenoising(3, 4, num_queries=6, label_noise=0.5, box_noise=1.0)(targets)
+    assert (num_groups, len(denoising)) == (2, 12)
+    padding = torch.tensor([[False, False, False], [False, True, True]])
+    mask = Queries.cat([make(5), denoising, make(3, padding=padding)]).attention_mask()
+
+    kind = ["object"] * 5 + ["denoising 0"] * 6 + ["denoising 1"] * 6 + ["target"] * 3
+    # a denoising group has three near and then three far queries
+    number = [0] * 5 + [0, 1, 2] * 4 + [0, 1, 2]
+    count = [3, 1]
+    assert mask.shape == (2, 20, 20)
     for b in range(2):
-        for i in range(9):
-            for j in range(9):
-                unfilled = j >= 6 and bool(padding[b, j - 6])
-                assert mask[b, i, j].item() == (i != j and (group[i] != group[j] or unfilled))
+        for i in range(20):
+            for j in range(20):
+                exists = kind[j] == "object" or number[j] < count[b]
+                same = kind[i] == kind[j]
+                looks_up = kind[i].startswith("denoising") and kind[j] == "object"
+                may = i == j or (exists and (same or looks_up))
+                assert mask[b, i, j].item() == (not may), (b, i, j)
 
 
 def test_every_head_of_an_image_has_its_mask():

@@ -22,8 +22,8 @@ from transformers.models.dab_detr import modeling_dab_detr
 
 from clockdistill.layers import inverse_sigmoid
 from clockdistill.modeling.backbone import BLOCKS
-from foreign_names import detector, mlp, pairs
-from tiny import VARIANTS, model_config, random_batch, roughen
+from helpers.foreign_names import detector, mlp, pairs
+from helpers.models import VARIANTS, model_config, random_batch, roughen
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 CLOSE = dict(rtol=0, atol=1e-4)

@@ -10,8 +10,8 @@ from .structures import Queries, Target, pad_targets
 class ContrastiveDenoising(nn.Module):
     """Queries made of noisy ground truth: near ones to be restored, farther ones to be told apart as background.
 
-    They see their own group alone, where the reference implementation lets them see the object queries and unfilled
-    slots too: target queries of distillation stand alone in the same way. Inference is the same.
+    A query attends to its own group and to the object queries. Unlike in the reference implementation, no query attends
+    to the padded slots of an image with fewer objects than the largest of its batch.
 
     Args:
         num_queries: pairs of queries an image, shared out among as many groups as fit.
@@ -48,11 +48,13 @@ class ContrastiveDenoising(nn.Module):
         near = torch.zeros(slots, dtype=torch.bool, device=labels.device)
         near[:, :, 0] = True
 
+        group = torch.arange(num_groups, device=labels.device).repeat_interleave(2 * n)
         queries = Queries(
             content=self.label_embedding(noisy_labels).flatten(1, 3),
             reference=noisy_boxes.flatten(1, 3),
-            group=torch.arange(num_groups, device=labels.device).repeat_interleave(2 * n),
+            blocked=group[:, None] != group,
             padding=padding.flatten(1),
+            attends_to_objects=True,
         )
         image, query = (near & ~padding).flatten(1).nonzero(as_tuple=True)
         return queries, (image, query, target_index.flatten(1)[image, query]), num_groups

@@ -62,54 +62,62 @@ class Queries:
     Attributes:
         content: (B, Q, C).
         reference: (B, Q, 4), boxes (cx, cy, w, h) in [0, 1] of the image without padding.
-        group: (Q,) integers, or None where all are of one group. Queries attend to their own group alone, so that
-            groups share a decoder pass unseen by one another.
+        blocked: (Q, Q), True where query i (first axis) must not attend to query j; None if all may.
         padding: (B, Q), True on slots that an image does not fill, or None where there are none.
-        proposals: what the encoder itself says, one layer, in two-stage detectors.
-        position: (B, Q, C), or None where the decoder makes it of the reference boxes.
+        position: (B, Q, C), or None where the decoder computes it from the reference boxes.
+        proposals: the encoder's own predictions, one layer, in two-stage detectors.
+        attends_to_objects: whether `cat` lets these queries attend to the object queries.
     """
 
     content: Tensor
     reference: Tensor
-    group: Tensor | None = None
+    blocked: Tensor | None = None
     padding: Tensor | None = None
-    proposals: Predictions | None = None
     position: Tensor | None = None
+    proposals: Predictions | None = None
+    attends_to_objects: bool = False
 
     def __len__(self) -> int:
         return self.content.shape[1]
 
     @classmethod
-    def cat(cls, parts: list[Queries]) -> Queries:
-        """Side by side, each part's groups kept apart from the others'."""
+    def cat(cls, parts: Sequence[Queries]) -> Queries:
+        """Concatenate queries for one decoder pass, the object queries first.
+
+        No part attends to another, except that parts with `attends_to_objects` attend to the first one.
+        """
         if len(parts) == 1:
             return parts[0]
-        device = parts[0].content.device
-        groups, paddings, first = [], [], 0
+        total, device = sum(map(len, parts)), parts[0].content.device
+        blocked = torch.ones(total, total, dtype=torch.bool, device=device)
+        paddings, start = [], 0
         for part in parts:
-            if len(part) == 0:
-                continue
-            group = torch.zeros(len(part), dtype=torch.long, device=device) if part.group is None else part.group
-            empty = torch.zeros(part.content.shape[:2], dtype=torch.bool, device=device)
-            groups.append(group + first)
-            paddings.append(empty if part.padding is None else part.padding)
-            first = groups[-1].max() + 1
-        content = torch.cat([part.content for part in parts], 1)
-        reference = torch.cat([part.reference for part in parts], 1)
-        position = None if parts[0].position is None else torch.cat([part.position for part in parts], 1)
-        return cls(content, reference, torch.cat(groups), torch.cat(paddings, 1), position=position)
+            rows = slice(start, start + len(part))
+            blocked[rows, rows] = False if part.blocked is None else part.blocked
+            if part.attends_to_objects:
+                blocked[rows, : len(parts[0])] = False
+            start = rows.stop
+            filled = torch.zeros(part.content.shape[:2], dtype=torch.bool, device=device)
+            paddings.append(filled if part.padding is None else part.padding)
+        return cls(
+            content=torch.cat([part.content for part in parts], 1),
+            reference=torch.cat([part.reference for part in parts], 1),
+            blocked=blocked,
+            padding=torch.cat(paddings, 1),
+            position=None if parts[0].position is None else torch.cat([part.position for part in parts], 1),
+        )
 
     def attention_mask(self, num_heads: int = 1) -> Tensor | None:
         """(B * num_heads, Q, Q), True where query i (second axis) must not attend to query j; None if all may.
 
-        A padded slot still sees itself, since a softmax over nothing is not a number.
+        A padded slot still attends to itself, because a softmax over nothing is NaN.
         """
-        if self.group is None and self.padding is None:
+        if self.blocked is None and self.padding is None:
             return None
         B, Q, _ = self.content.shape
         blocked = torch.zeros(B, Q, Q, dtype=torch.bool, device=self.content.device)
-        if self.group is not None:
-            blocked |= self.group[:, None] != self.group
+        if self.blocked is not None:
+            blocked |= self.blocked
         if self.padding is not None:
             blocked |= self.padding[:, None]
         blocked &= ~torch.eye(Q, dtype=torch.bool, device=blocked.device)

@@ -3,7 +3,7 @@ from pathlib import Path
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 
-from engine.toy import ToyDetector, ToyEvaluator, ToyLoader
+from helpers.toy import ToyDetector, ToyEvaluator, ToyLoader
 
 COMMON = Path(__file__).resolve().parents[2] / "projects/CLoCKDistill/configs/common"
 

@@ -6,15 +6,15 @@ It starts from the teacher's transformer (the "inheriting strategy" of FGD's and
 
 from pathlib import Path
 
-from .dino_r18w20_street import dataloader, lr_multiplier, model, optimizer, train
+from .dino_r18_small_street import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.width = 8
 model.neck.in_channels = [16, 32, 64]
 
-train.init_checkpoint = str(Path(__file__).parents[2] / "demo" / "dino_r18w20_street.pth")
+train.init_checkpoint = str(Path(__file__).parents[2] / "demo" / "dino_r18_small_street.pth")
 optimizer.lr = 4e-4
 optimizer.params.backbone_lr_factor = 4.0
-train.output_dir = "./output/dino_r18w8_street"
+train.output_dir = "./output/dino_r18_tiny_street"
 train.max_iter = 400
 train.eval_period = 200
 train.checkpointer.period = 400

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..common.models.dab_detr import model
-from ..dino.dino_r18w20_street import dataloader, lr_multiplier, optimizer, train
+from ..dino.dino_r18_small_street import dataloader, lr_multiplier, optimizer, train
 
 model.backbone.update(depth=18, norm="BN", freeze_at=0, width=20, out_features=["res4"])
 model.neck.update(in_features=["res4"], in_channels=[80])
@@ -11,7 +11,7 @@ model.encoder.update(num_layers=3, embed_dim=128, feedforward_dim=320)
 model.decoder.num_layers = 3
 model.update(num_classes=5, num_queries=60, detections_per_image=100)
 
-train.init_checkpoint = str(Path(__file__).parents[2] / "demo" / "dino_r18w20_street.pth")
-train.output_dir = "./output/dab_detr_r18w20_street"
+train.init_checkpoint = str(Path(__file__).parents[2] / "demo" / "dino_r18_small_street.pth")
+train.output_dir = "./output/dab_detr_r18_small_street"
 train.max_iter = 8000
 train.eval_period = 2000

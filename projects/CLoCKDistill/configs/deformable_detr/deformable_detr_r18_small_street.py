@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..common.models.deformable_detr import model
-from ..dino.dino_r18w20_street import dataloader, lr_multiplier, optimizer, train
+from ..dino.dino_r18_small_street import dataloader, lr_multiplier, optimizer, train
 
 model.backbone.update(depth=18, norm="BN", freeze_at=0, width=20)
 model.neck.in_channels = [40, 80, 160]
@@ -11,6 +11,6 @@ model.encoder.update(num_layers=3, embed_dim=128, num_levels=3, feedforward_dim=
 model.decoder.update(num_layers=3, refine=True)
 model.update(num_classes=5, num_queries=60, two_stage=True)
 
-train.init_checkpoint = str(Path(__file__).parents[2] / "demo" / "dino_r18w20_street.pth")
-train.output_dir = "./output/deformable_detr_r18w20_street"
+train.init_checkpoint = str(Path(__file__).parents[2] / "demo" / "dino_r18_small_street.pth")
+train.output_dir = "./output/deformable_detr_r18_small_street"
 train.max_iter = 2000

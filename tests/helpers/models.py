@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from clockdistill.modeling import Queries
 
-CONFIGS = Path(__file__).parents[1] / "projects" / "CLoCKDistill" / "configs"
+CONFIGS = Path(__file__).parents[2] / "projects" / "CLoCKDistill" / "configs"
 
 
 # What makes a variant of its family's config, by name; the family's name comes before the first dot.

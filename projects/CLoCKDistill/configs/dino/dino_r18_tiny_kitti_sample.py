@@ -7,7 +7,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 
 from ..common.data.kitti import dataloader
-from .dino_r18w20_street import lr_multiplier, model, optimizer, train
+from .dino_r18_small_street import lr_multiplier, model, optimizer, train
 
 model.backbone.width = 8
 model.neck.in_channels = [16, 32, 64]
@@ -22,7 +22,7 @@ dataloader.train.total_batch_size = 3
 dataloader.train.num_workers = 1
 dataloader.test.num_workers = 0
 
-train.output_dir = "./output/dino_r18w8_kitti_sample"
+train.output_dir = "./output/dino_r18_tiny_kitti_sample"
 train.max_iter = 600
 train.eval_period = 300
 train.checkpointer.period = 600

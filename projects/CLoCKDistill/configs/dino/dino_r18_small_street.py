@@ -19,7 +19,7 @@ model.update(num_classes=5, num_queries=60, detections_per_image=100)
 optimizer.lr = 4e-4
 optimizer.fused = True
 optimizer.params.backbone_lr_factor = 1.0
-train.output_dir = "./output/dino_r18w20_street"
+train.output_dir = "./output/dino_r18_small_street"
 train.max_iter = 4000
 train.eval_period = 1000
 train.checkpointer.period = 1000

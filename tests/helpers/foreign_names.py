@@ -10,7 +10,7 @@ import torch
 from detectron2.config import instantiate
 from torch import nn
 
-from tiny import roughen, tiny_config
+from helpers.models import roughen, tiny_config
 
 SOURCES = ("detrex", "official")
 PARTS = ("weight", "bias")

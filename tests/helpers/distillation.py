@@ -1,0 +1,51 @@
+"""Teachers, hooks and a formula that several tests of distillation share."""
+
+import math
+from pathlib import Path
+
+import torch
+from detectron2.config import LazyConfig
+from omegaconf import OmegaConf
+
+from clockdistill.distillation import DistillationHook, MemoryLoss, TargetAwareLogitLoss
+from helpers.models import roughen, tiny, tiny_config
+
+WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
+
+
+def save_teacher(folder, variant="dino", **kwargs):
+    """Config and checkpoint of a random teacher, as the hook takes them."""
+    config, checkpoint = str(Path(folder) / "teacher.yaml"), str(Path(folder) / "teacher.pth")
+    LazyConfig.save(OmegaConf.create({"model": tiny_config(variant, **kwargs)}, flags={"allow_objects": True}), config)
+    teacher = roughen(tiny(variant, seed=1, **kwargs), seed=1, scale=0.05)
+    torch.save({"model": teacher.state_dict()}, checkpoint)
+    return dict(config=config, checkpoint=checkpoint)
+
+
+def make_hook(student, teacher, losses=None, embedding="denoising", **kwargs):
+    losses = losses or [MemoryLoss(1e-2, 1e-3), TargetAwareLogitLoss(**WEIGHTS)]
+    kwargs = dict(period=0) | kwargs
+    return DistillationHook(student=student, teacher=teacher, losses=losses, embedding=embedding, **kwargs)
+
+
+def weights_by_loop(valid, shapes, targets):
+    objects, background = [], []
+    for image, target in zip(valid, targets, strict=True):
+        object_cells, background_cells = [], []
+        for (height, width), (h, w) in zip(shapes, image, strict=True):
+            ours = [[0.0] * width for _ in range(height)]
+            for cx, cy, bw, bh in target.boxes.double().tolist():
+                x0, x1 = math.floor((cx - bw / 2) * w), math.ceil((cx + bw / 2) * w)
+                y0, y1 = math.floor((cy - bh / 2) * h), math.ceil((cy + bh / 2) * h)
+                for i in range(y0, y1):
+                    for j in range(x0, x1):
+                        ours[i][j] = max(ours[i][j], 1 / ((y1 - y0) * (x1 - x0)))
+            rest = sum(ours[i][j] == 0 for i in range(h) for j in range(w))
+            for i in range(height):
+                for j in range(width):
+                    inside = i < h and j < w
+                    object_cells.append(ours[i][j])
+                    background_cells.append(1 / rest if inside and ours[i][j] == 0 else 0.0)
+        objects.append(object_cells)
+        background.append(background_cells)
+    return torch.tensor(objects), torch.tensor(background)
