@@ -93,16 +93,18 @@ def test_resume_goes_on_with_hook_and_projections(place, distilled):
     before = torch.load(killed / name, weights_only=True)["trainer"]
     after = torch.load(distilled / "model_final.resume.pth", weights_only=True)["trainer"]
     projections = [state["hooks"]["DistillationHook"] for state in (before, after)]
-    assert projections[0].keys() == projections[1].keys() == {"0.weight", "0.bias", "content.weight", "content.bias"}
-    change = (projections[0]["0.weight"] - projections[1]["0.weight"]).abs().max()
-    assert 0 < change < 0.02, "three small steps from where they were, and not from a fresh start"
+    weight = "losses.memory.projection.weight"
+    expected = {weight, "losses.memory.projection.bias", "query_adapter.content.weight", "query_adapter.content.bias"}
+    assert projections[0].keys() == projections[1].keys() == expected
+    change = (projections[0][weight] - projections[1][weight]).abs().max()
+    assert 0 < change < 0.02, "three small steps from the saved state, not from a new one"
     assert after["iteration"] == before["iteration"] + 2
 
 
 def test_metrics_hold_every_term_and_its_share(distilled):
     lines = [json.loads(line) for line in (distilled / "metrics.json").read_text().splitlines()]
     lines = [line for line in lines if "total_loss" in line]
-    terms = {"mem_object", "mem_background", "logit_class", "logit_bbox", "logit_giou"}
+    terms = {"memory_object", "memory_background", "logits_class", "logits_bbox", "logits_giou"}
     assert {f"loss_{term}" for term in terms} | {"loss_class", "loss_giou_dn", "loss_bbox_enc"} <= lines[-1].keys()
     shares = [value for key, value in lines[-1].items() if key.startswith("gradient_share/")]
     assert len(shares) == len(terms) + 1

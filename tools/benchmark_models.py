@@ -91,7 +91,7 @@ def training_step(cfg: DictConfig, model: nn.Module, data: list[dict]) -> Callab
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step() -> None:
-        losses = model(data) if hook is None else hook.step_losses(model, data)
+        losses = model(data) if hook is None else hook.compute_losses(model, data)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(parameters, cfg.train.clip_grad)

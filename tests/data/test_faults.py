@@ -294,9 +294,9 @@ CONFIG_FAULTS = {
     "unknown key": (
         STREET,
         ["train.max_iters=3"],
-        "unknown config key train.max_iters: the nearest is ",
+        "unknown config key train.max_iters: did you mean ",
     ),
-    "wrong type": (STREET, ["train.max_iter=many"], r"train\.max_iter cannot be 'many': it must be a whole number"),
+    "wrong type": (STREET, ["train.max_iter=many"], r"train\.max_iter cannot be 'many': it must be an integer"),
     "no override": (STREET, ["train.max_iter"], "written key=value"),
     "other number of classes": (
         STREET,
@@ -316,7 +316,7 @@ CONFIG_FAULTS = {
         "train.amp.dtype cannot be 'half'",
     ),
     "no initial weights": (STREET, ["train.init_checkpoint=nowhere.pth"], r"nowhere\.pth"),
-    "evaluation without weights": (STREET, ["--eval-only", "train.init_checkpoint=''"], "trained weights are needed"),
+    "evaluation without weights": (STREET, ["--eval-only", "train.init_checkpoint=''"], "no trained weights are given"),
     "no teacher": (DISTILLED, ["distillation.teacher.checkpoint=nowhere.pth"], r"nowhere\.pth"),
     "no teacher's config": (DISTILLED, ["distillation.teacher.config=nowhere.py"], r"nowhere\.py does not exist"),
     "unknown feature": (DISTILLED, ["distillation.losses.0.feature=pixels"], "one of tokens, features, and not pixels"),

@@ -52,17 +52,17 @@ def test_extra_queries_change_neither_losses_nor_object_queries(variant):
     model = roughen(tiny(variant)).train()
     model.backbone.eval()
     batch = random_batch(counts=(3, 1))
-    extra = random_queries(model, torch.tensor([[False, False, False], [False, True, True]]))
+    target_queries = random_queries(model, torch.tensor([[False, False, False], [False, True, True]]))
     with torch.no_grad():
         torch.manual_seed(0)
         expected = model(batch)
         torch.manual_seed(0)
-        losses, outputs = model(batch, extra=extra, with_outputs=True)
+        losses, outputs = model(batch, target_queries=target_queries, with_outputs=True)
         objects = model.decode(outputs.memory, model.propose(outputs.memory))
-        alone = model.decode(outputs.memory, extra)
+        alone = model.decode(outputs.memory, target_queries)
     torch.testing.assert_close(losses, expected, **CLOSE)
-    torch.testing.assert_close(outputs.objects, objects, **CLOSE)
-    torch.testing.assert_close(outputs.extra, alone, **CLOSE)
+    torch.testing.assert_close(outputs.object_predictions, objects, **CLOSE)
+    torch.testing.assert_close(outputs.target_predictions, alone, **CLOSE)
 
 
 @variants
@@ -200,14 +200,14 @@ def test_degenerate_boxes_are_dropped(variant):
 def test_boxes_stay_float32_in_mixed_precision(variant, dtype):
     """bfloat16 tells 256 places of an image apart; and a box without extent is no reason for NaN."""
     model = roughen(tiny(variant)).eval()
-    extra = random_queries(model, torch.zeros(2, 3, dtype=torch.bool))
-    extra.reference[:, 0, 2:] = 1e-7
+    target_queries = random_queries(model, torch.zeros(2, 3, dtype=torch.bool))
+    target_queries.reference[:, 0, 2:] = 1e-7
     with torch.no_grad():
         # an untrained backbone overflows float16
         memory = model.encode(model.preprocess(random_batch()))
     with torch.no_grad(), torch.autocast("cpu", dtype):
         queries = model.propose(memory)
-        for asked in (queries, extra):
+        for asked in (queries, target_queries):
             predictions = model.decode(memory, asked)
             assert predictions.boxes.dtype == asked.reference.dtype == torch.float32
             assert predictions.boxes.isfinite().all()
