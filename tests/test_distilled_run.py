@@ -67,7 +67,12 @@ def command(place, *args):
 def distilled(place):
     """Output folder of a distillation that was killed in the middle and resumed."""
     output = place / "distilled"
-    endless = ("train.max_iter=100000", "train.checkpointer.period=2", "train.eval_period=0", "distillation.period=1")
+    endless = (
+        "train.max_iter=100000",
+        "train.checkpointer.period=2",
+        "train.eval_period=0",
+        "distillation.gradient_share_period=1",
+    )
     # to a file: a pipe that nobody reads would stop the process when it is full
     log = (place / "log").open("w")
     process = subprocess.Popen(**command(place, output, DISTILLED, *endless), stdout=log)
@@ -80,7 +85,7 @@ def distilled(place):
     assert (output / "last_checkpoint").exists(), (place / "log").read_text()
     shutil.copytree(output, place / "killed")
     last = torch.load(output / (output / "last_checkpoint").read_text(), weights_only=True)["iteration"]
-    options = ("--resume", f"train.max_iter={last + 3}", "train.eval_period=0", "distillation.period=1")
+    options = ("--resume", f"train.max_iter={last + 3}", "train.eval_period=0", "distillation.gradient_share_period=1")
     done = subprocess.run(**command(place, output, DISTILLED, *options), check=False, text=True, stdout=subprocess.PIPE)
     assert done.returncode == 0, done.stdout
     assert f"Starting training from iteration {last + 1}" in done.stdout
