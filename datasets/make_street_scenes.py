@@ -77,9 +77,7 @@ def parse_size(text):
     except ValueError:
         width = height = 0
     if min(width, height) < 32:
-        raise argparse.ArgumentTypeError(
-            f"expected WIDTHxHEIGHT of at least 32x32 pixels, such as 320x96, got {text!r}"
-        )
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT of at least 32x32, such as 320x96, got {text!r}")
     return width, height
 
 
@@ -90,9 +88,7 @@ def main():
     parser.add_argument("--train", type=int, default=800, help="number of training images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=200, help="number of validation images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--size", type=parse_size, default=(320, 96), help="image size as WIDTHxHEIGHT (default: 320x96)"
-    )
+    parser.add_argument("--size", type=parse_size, default=(320, 96), help="WIDTHxHEIGHT (default: 320x96)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes (default: one per core)")
     args = parser.parse_args()
     make(args.root, args.train, args.val, args.seed, args.size, args.jobs)

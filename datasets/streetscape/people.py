@@ -3,13 +3,13 @@
 import numpy as np
 
 from .colors import CAR_PAINTS, CLOTHES, HAIR, SKINS, TROUSERS, gray, palette, pick
-from .shapes import Limb, Model, disc, limb
+from .shapes import Model, disc, limb
 
 HATS = np.concatenate([CAR_PAINTS, palette("1c1612 5a4028")])
 
 
 def scaled(limbs, scale):
-    return Model(limbs=[Limb(a.p * scale, a.q * scale, a.radius * scale, a.color) for a in limbs])
+    return Model(limbs=[limb(a.p * scale, a.q * scale, a.radius * scale, a.color) for a in limbs])
 
 
 def make_pedestrian(rng, light, still=False):

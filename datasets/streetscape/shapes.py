@@ -70,8 +70,7 @@ class Solid:
 
     def on_sides(self, flat, color, glow=0.0):
         """Paint polygons (n, 2) or (m, n, 2) in (l, h) on both sides."""
-        flat = np.array(flat, float)
-        flat = flat if flat.ndim == 3 else flat[None]
+        flat = np.array(flat, float, ndmin=3)
         for sign, side in zip((-1, 1), self.sides):
             side.append(Layer(self._lift(flat, sign), color, glow))
 

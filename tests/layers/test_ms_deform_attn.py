@@ -59,18 +59,13 @@ def bilinear(level, x, y):
 
 
 def by_loop(value, shapes, starts, locations, weights):
+    value, locations, weights = (x.double().cpu() for x in (value, locations, weights))
     B, Q, heads, levels, points, _ = locations.shape
     output = torch.zeros(B, Q, heads, value.shape[-1], dtype=torch.float64)
     for b, q, h, level, p in itertools.product(*map(range, (B, Q, heads, levels, points))):
         height, width = shapes[level].tolist()
-        cells = (
-            value[b, starts[level] : starts[level] + height * width, h]
-            .view(height, width, value.shape[-1])
-            .double()
-            .cpu()
-        )
-        read = bilinear(cells, *locations[b, q, h, level, p].tolist())
-        output[b, q, h] += weights[b, q, h, level, p].double().cpu() * read
+        cells = value[b, starts[level] : starts[level] + height * width, h].view(height, width, value.shape[-1])
+        output[b, q, h] += weights[b, q, h, level, p] * bilinear(cells, *locations[b, q, h, level, p].tolist())
     return output.flatten(2)
 
 

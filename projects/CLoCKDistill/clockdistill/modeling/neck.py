@@ -30,9 +30,7 @@ class ChannelMapper(nn.Module):
     ):
         super().__init__()
         if norm and embed_dim % NORM_GROUPS:
-            raise UserError(
-                f"embed_dim {embed_dim} must be a multiple of {NORM_GROUPS}, the number of groups in GroupNorm"
-            )
+            raise UserError(f"embed_dim {embed_dim} must be a multiple of {NORM_GROUPS}, the groups of its GroupNorm")
         self.in_features = list(in_features)
         levels = [(c, dict(kernel_size=1)) for c in in_channels]
         for extra in range(num_levels - len(in_channels)):
