@@ -133,6 +133,19 @@ def test_interrupted_video_keeps_what_is_done(start, monkeypatch):
     assert frame_sizes("out/drive.mp4") == [(480, 960, 3)] * 3
 
 
+def test_video_is_finished_when_an_exception_is_kept(tmp_path):
+    """A traceback keeps the writer alive, so that it must be released explicitly."""
+
+    def pictures():
+        yield from (random_image(seed) for seed in range(3))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        predict.write_video(tmp_path / "drive.mp4", pictures(), 12.0)
+    assert frame_sizes(str(tmp_path / "drive.mp4")) == [(48, 96, 3)] * 3
+    assert interrupt.traceback
+
+
 def test_images_are_decoded_once_and_unreadable_ones_reported_at_the_end(start, capfd, monkeypatch):
     for name in ("a.png", "cut.jpg", "torn.png", "z.png"):
         cv2.imwrite(name, random_image(0))

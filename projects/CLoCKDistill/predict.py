@@ -1,16 +1,17 @@
 #!/usr/bin/env python
-"""Run a detector on images and videos, and save its predictions as text and as pictures.
+"""Run a detector on images and videos, and save its predictions as JSON and as pictures.
 
-The output folder gets a PNG for every image and an MP4 for every video, with the predictions drawn (small images are
-enlarged), and predictions.jsonl with one JSON object per line for every image or frame, written as soon as it is done:
+Every image becomes a PNG in the output folder, and every video an MP4, with the predictions drawn (small images are
+enlarged). predictions.jsonl has one line per image or frame, written as soon as the image or frame is done:
 
-    {"file_name": "drive.mp4", "frame": 0, "instances": [
-        {"category_id": 0, "category_name": "Car", "bbox": [x, y, width, height], "score": 0.9}, ...]}
+    {"file_name": "drive.mp4", "frame": 0, "instances":
+     [{"category_id": 0, "category_name": "Car", "bbox": [x, y, width, height], "score": 0.9}, ...]}
 
-`frame` counts from 0 and is absent for images; boxes are in pixels. What is done stays when the run is interrupted.
+`frame` counts from 0 and is absent for images; boxes are in pixels. After Ctrl-C, predictions.jsonl and the MP4 are
+complete up to the last frame.
 
-Class names and the test-time image size come from the checkpoint. If it has none, as those of other programs, they come
-from the test data set and its augmentations in the config.
+Class names and the test-time image size are read from the checkpoint. If it has none, because another program saved it,
+they are taken from the config's test data set.
 
 Examples:
     predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --input holiday.jpg photos/ --output predictions \\

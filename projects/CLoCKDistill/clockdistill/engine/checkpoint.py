@@ -57,7 +57,7 @@ def inference_metadata(cfg: DictConfig) -> dict[str, Any]:
 
 def is_fixed_resize(augmentation: T.Augmentation) -> bool:
     return (
-        type(augmentation) is T.ResizeShortestEdge
+        isinstance(augmentation, T.ResizeShortestEdge)
         and len(set(augmentation.short_edge_length)) == 1
         and augmentation.interp == Image.BILINEAR
     )
