@@ -30,8 +30,8 @@ def inference_metadata(cfg: DictConfig) -> dict[str, Any]:
         Plain values:
             class_names: list of str, by class id;
             resize: the arguments `short_edge_length` and `max_size` of the test mapper's `ResizeShortestEdge`, or None
-                if it does not change images.
-        A key is absent if the config does not determine it, `resize` also for any other augmentation.
+                if images keep their size.
+        A key is left out if the config does not determine it; so is `resize` if test images are augmented otherwise.
     """
     metadata = {}
     names = OmegaConf.select(cfg, "dataloader.train.dataset.names")
@@ -49,8 +49,8 @@ def inference_metadata(cfg: DictConfig) -> dict[str, Any]:
             metadata["resize"] = dict(short_edge_length=int(resize.short_edge_length[0]), max_size=int(resize.max_size))
         else:
             logger.warning(
-                "dataloader.test.mapper.augmentations is more than one ResizeShortestEdge of one size and is not saved "
-                "in checkpoints: predict.py will take it from the config"
+                "checkpoints cannot store test-time augmentations other than one ResizeShortestEdge of a fixed size: "
+                "predict.py will use dataloader.test.mapper.augmentations of its config"
             )
     return metadata
 
