@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import giou_loss
-from ..layers.ms_deform_attn import at_least_float32
+from ..layers import at_least_float32, giou_loss
 from ..modeling import HungarianMatcher, Outputs, Predictions, Targets
 from ..modeling.criterion import average_over_ranks
 from .base import DistillationLoss

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..layers.ms_deform_attn import at_least_float32
+from ..layers import at_least_float32
 from ..modeling import Detector, Memory, Outputs, Targets
 from ..modeling.criterion import average_over_ranks
 from .base import DistillationLoss

@@ -46,7 +46,8 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
             args=(main, args),
         )
     except KeyboardInterrupt:
-        print("interrupted: use --resume to continue from the last checkpoint", file=sys.stderr)
+        hint = ": use --resume to continue from the last checkpoint" if hasattr(args, "resume") else ""
+        print(f"interrupted{hint}", file=sys.stderr)
         return 130
     except (*USER_ERRORS, ProcessRaisedException) as error:
         sentence = error_sentence(error)

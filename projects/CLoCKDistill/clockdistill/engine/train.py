@@ -21,8 +21,8 @@ from torch import nn
 
 from ..distillation import DistillationHook
 from ..errors import UserError
-from ..modeling.weights import load_weights
-from .checkpoint import Checkpointer, PeriodicCheckpointer
+from ..modeling.weights import WeightLoader
+from .checkpoint import Checkpointer, PeriodicCheckpointer, inference_metadata
 from .hooks import EMAHook, ProgressBar
 from .trainer import Trainer
 
@@ -66,7 +66,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
         clip_grad=cfg.train.clip_grad,
         amp_dtype=amp_dtype(cfg),
     )
-    checkpointer = Checkpointer(model, cfg.train.output_dir, ema=ema and ema.model, trainer=trainer)
+    metadata = inference_metadata(cfg)
+    checkpointer = Checkpointer(model, cfg.train.output_dir, ema=ema and ema.model, metadata=metadata, trainer=trainer)
     is_main = comm.is_main_process()
     trainer.register_hooks(
         [
@@ -107,11 +108,17 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict:
 
 def load_model(cfg: DictConfig) -> nn.Module:
     """Return the model of a config in eval mode, with all weights from `cfg.train.init_checkpoint`."""
+    return load_model_and_metadata(cfg)[0]
+
+
+def load_model_and_metadata(cfg: DictConfig) -> tuple[nn.Module, dict]:
+    """Return the model as `load_model` does, and its checkpoint's metadata (see `inference_metadata`) or {}."""
     if not cfg.train.init_checkpoint:
         raise UserError("no trained weights are given: set train.init_checkpoint=…/model_final.pth")
     model = instantiate(cfg.model)
-    load_weights(model, cfg.train.init_checkpoint, strict=True)
-    return model.eval().to(cfg.train.device if torch.cuda.is_available() else "cpu")
+    contents = WeightLoader(model).load(cfg.train.init_checkpoint, checkpointables=[], strict=True)
+    model = model.eval().to(cfg.train.device if torch.cuda.is_available() else "cpu")
+    return model, contents.get("metadata", {})
 
 
 def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator] | None:
