@@ -14,9 +14,8 @@ import clockdistill.data  # noqa: F401  registers the data sets
 import families
 from clockdistill.distillation.hook import pair_levels
 from clockdistill.engine import load_config
-from helpers.models import CONFIGS
 
-PATHS = sorted(path for path in CONFIGS.rglob("*.py") if "common" not in path.parts)
+PATHS = families.TRAINING_CONFIGS
 DISTILLED = [path for path in PATHS if "_to_" in path.stem]
 
 
@@ -128,11 +127,9 @@ def test_override_for_24_epochs(data, images, max_iter):
     check_schedule(load_config(str(find(f"dino_r50_{data}_12ep")), schedule), images, 24, 20)
 
 
-R101 = ["model.backbone.depth=101", "train.init_checkpoint=https://download.pytorch.org/models/resnet101-63fe2227.pth"]
-R50 = [
-    "model.backbone.depth=50",
-    "train.init_checkpoint=https://download.pytorch.org/models/resnet50-0676ba61.pth",
-]
+RESNETS = "https://download.pytorch.org/models"
+R101 = ["model.backbone.depth=101", f"train.init_checkpoint={RESNETS}/resnet101-63fe2227.pth"]
+R50 = ["model.backbone.depth=50", f"train.init_checkpoint={RESNETS}/resnet50-0676ba61.pth"]
 
 
 @pytest.mark.parametrize(
