@@ -1,4 +1,4 @@
-"""The demo's distillation, four epochs long: the memory losses weigh far more than in a long training."""
+"""The demo's distillation. It lasts four epochs only, so the memory loss gets a far higher weight than in the paper."""
 
 from pathlib import Path
 
