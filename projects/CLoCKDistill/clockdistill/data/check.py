@@ -20,11 +20,10 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from ..errors import UserError
-from ..evaluation.kitti_metric import DIFFICULTIES
-from ..evaluation.pictures import RUN_COLOURS
 from . import register_by_name
 from .catalog import Reader
 from .coco import read_coco
+from .kitti import DIFFICULTIES
 
 # areas in square pixels at which COCO's small, medium and large begin
 SIZES = {"small": 0, "medium": 32**2, "large": 96**2}
@@ -87,9 +86,9 @@ def plot(tables: dict[str, dict[str, dict[str, int]]], path: str) -> None:
             if not set(columns) <= set(table["all"]):
                 ax.set_visible(False)
                 continue
-            for index, (column, colour) in enumerate(zip(columns, RUN_COLOURS, strict=False)):
+            for index, column in enumerate(columns):
                 place = np.arange(len(classes)) + (index - 1) * BAR
-                ax.bar(place, [table[c][column] for c in classes], BAR, label=column, color=colour)
+                ax.bar(place, [table[c][column] for c in classes], BAR, label=column)
             ax.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
             ax.set_ylabel("boxes")
             ax.yaxis.get_major_locator().set_params(integer=True)

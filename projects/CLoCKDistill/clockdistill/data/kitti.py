@@ -11,6 +11,7 @@ import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,26 @@ class Line(NamedTuple):
     occluded: int
     box: tuple[float, float, float, float]
     score: float | None
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What an object must satisfy to count at one of the benchmark's difficulties."""
+
+    min_height: float  # pixels, exclusive
+    max_occluded: int  # KITTI's level of occlusion
+    max_truncated: float  # share of the object outside the image
+
+    def admits(self, height, occluded, truncated):
+        """Return whether objects count, given numbers or arrays of them."""
+        return (height > self.min_height) & (occluded <= self.max_occluded) & (truncated <= self.max_truncated)
+
+
+DIFFICULTIES = {
+    "easy": Difficulty(40, 0, 0.15),
+    "moderate": Difficulty(25, 1, 0.30),
+    "hard": Difficulty(25, 2, 0.50),
+}
 
 
 @functools.cache
