@@ -1,8 +1,8 @@
-"""Register data sets in Detectron2's catalogs, and read the sizes of their images."""
+"""What all formats share: registration in Detectron2's catalogs, and checks of images and boxes."""
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 TURNED = {5, 6, 7, 8}
 ENDINGS = {"PNG": b"IEND\xae\x42\x60\x82", "JPEG": b"\xff\xd9"}
 METADATA_CHUNKS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+# pixels by which a box may exceed its image, due to rounding
+MARGIN = 1.0
 
 # Maps whether to decode every image to Detectron2's dictionaries of the valid images and one message per fault.
 Reader = Callable[[bool], tuple[list[dict], list[str]]]
@@ -100,3 +102,18 @@ def measure_decoded(path: Path) -> tuple[int, int] | str:
         return width, height
     except (OSError, SyntaxError, ValueError) as error:
         return f"cannot read image {path}: {error}; copy it again"
+
+
+def list_folder(folder: Path) -> set[str]:
+    """Return the names in a folder, or none if it does not exist."""
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def outside_fault(box: tuple[float, float, float, float], width: int, height: int) -> Iterator[str]:
+    """Yield a fault if a (left, top, right, bottom) box exceeds the image."""
+    left, top, right, bottom = box
+    if min(left, top) < -MARGIN or right > width + MARGIN or bottom > height + MARGIN:
+        yield (
+            f"box ({left:g}, {top:g}, {right:g}, {bottom:g}) exceeds the {width}x{height} image; "
+            "clip it, or check that the label belongs to this image"
+        )

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.kitti import DIFFICULTIES, DONT_CARE, NEIGHBOUR, Difficulty
+from ..data.kitti import DIFFICULTIES, DONT_CARE, NEIGHBOR, Difficulty
 
 MIN_OVERLAP = {"Car": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
 RECALL_STEPS = 40
@@ -102,7 +102,7 @@ def evaluate_kitti(
 def build_frame(labels: Labels, detections: Detections, name: str) -> Frame:
     """What the image holds for the class `name`."""
     min_overlap = MIN_OVERLAP[name]
-    is_object = (labels.types == name) | (labels.types == NEIGHBOUR.get(name, name))
+    is_object = (labels.types == name) | (labels.types == NEIGHBOR.get(name, name))
     heights = labels.boxes[is_object, 3] - labels.boxes[is_object, 1]
     found_heights = np.abs(detections.boxes[:, 1] - detections.boxes[:, 3])
     is_class = detections.types == name
