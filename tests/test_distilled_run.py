@@ -193,7 +193,7 @@ def prune_teacher(folder):
     [
         (lose_data, (), "no KITTI data set at"),
         (break_label, (), "000001.txt:"),
-        (break_image, (), "000002.png cannot be read"),
+        (break_image, (), "image_2/000002.png: "),
         (lose_label, (), "000003.txt does not exist"),
         (lambda folder: (folder / "teacher.pth").unlink(), (), "teacher.pth does not exist"),
         (prune_teacher, (), "encoder.level_embed"),
