@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 
 import clockdistill.data  # noqa: F401  registers the data sets
 import families
-from clockdistill.distillation.hook import pair_levels
+from clockdistill.distillation.teacher import pair_levels
 from clockdistill.engine import load_config
 
 PATHS = families.TRAINING_CONFIGS

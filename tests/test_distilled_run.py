@@ -119,7 +119,7 @@ def test_metrics_hold_every_term_and_its_share(distilled):
 def test_the_checkpoint_is_the_plain_student(place, distilled, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(place))
     saved = torch.load(distilled / "model_final.pth", weights_only=True)
-    assert saved.keys() == {"model", "iteration"}
+    assert saved.keys() == {"model", "iteration", "metadata"}
     student = instantiate(load_config(str(STUDENT), NARROW).model)
     assert {name: value.shape for name, value in saved["model"].items()} == {
         name: value.shape for name, value in student.state_dict().items()

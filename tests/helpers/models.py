@@ -10,9 +10,13 @@ from families import CONFIGS, VARIANTS, model_config
 __all__ = ["CONFIGS", "VARIANTS", "model_config"]
 
 
-def tiny_config(variant="dino", embed_dim=32, num_classes=3, decoder_layers=2):
-    """The full-size config at a smaller size, so that tests run what users train."""
-    model = model_config(variant)
+def tiny_config(variant="dino", **kwargs):
+    """A family's config, shrunk."""
+    return shrink(model_config(variant), **kwargs)
+
+
+def shrink(model, embed_dim=32, num_classes=3, decoder_layers=2):
+    """Make the full-size config of a model smaller, in place, so that tests run what users train."""
     # Detectron2's ResNet-18 does not support dilation
     depth, expansion = (50, 4) if model.backbone.get("dilate_res5") else (18, 1)
     model.backbone.update(depth=depth, width=8, norm="BN", freeze_at=0)
