@@ -185,7 +185,7 @@ def run_check(monkeypatch, capsys, *names):
 def test_a_valid_data_set_passes_the_check(root, monkeypatch, capsys, kind):
     status, printed = run_check(monkeypatch, capsys, name_of(root, kind))
     assert status == 0
-    assert "2 images, no faults" in printed
+    assert "2 image(s), 0 fault(s)" in printed
 
 
 @pytest.mark.parametrize("kind", ["kitti", "coco", "coco without areas"])
@@ -233,7 +233,7 @@ def test_all_faults_are_reported_at_once(root, monkeypatch, capsys, caplog):
     places += ["000001.png: label file", "train.txt:3: ", "train.txt:4: "]
     name = name_of(root, "kitti")
     _, printed = run_check(monkeypatch, capsys, name)
-    assert "1 images, 7 faults" in printed
+    assert "1 image(s), 7 fault(s)" in printed
     with pytest.raises(UserError, match="the first of 7 faults"):
         DatasetCatalog.get(name)
     for place in places:

@@ -18,11 +18,12 @@ logger = logging.getLogger(__name__)
 # the EXIF orientations that swap width and height; Detectron2's reader ignores all values but 2 to 8
 TURNED = {5, 6, 7, 8}
 ENDINGS = {"PNG": b"IEND\xae\x42\x60\x82", "JPEG": b"\xff\xd9"}
-METADATA_CHUNKS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+# where Pillow finds a PNG's orientation
+EXIF_KEYS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 # pixels by which a box may exceed its image, due to rounding
 MARGIN = 1.0
 
-# Maps whether to decode every image to Detectron2's dictionaries of the valid images and one message per fault.
+# Maps whether to decode every image to Detectron2's dicts of the valid images and one message per fault.
 Reader = Callable[[bool], tuple[list[dict], list[str]]]
 
 
@@ -73,9 +74,9 @@ def measure_header(path: Path) -> tuple[int, int] | str:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 2**16))
             tail = file.read()
-            with Image.open(file) as image:
-                if ENDINGS.get(image.format, b"") in tail[-64:]:
-                    return oriented_size(image, tail)
+        with Image.open(path) as image:
+            if ENDINGS.get(image.format, b"") in tail[-64:]:
+                return oriented_size(image, tail)
     except (OSError, SyntaxError, ValueError) as error:
         return f"cannot read image {path}: {error}; copy it again"
     return f"cannot read image {path}: the file is truncated; copy it again"
@@ -83,8 +84,8 @@ def measure_header(path: Path) -> tuple[int, int] | str:
 
 def oriented_size(image: Image.Image, tail: bytes) -> tuple[int, int]:
     """Return (width, height) after the EXIF orientation is applied as in Detectron2's `_apply_exif_orientation`."""
-    # Pillow decodes a whole PNG to look for metadata after the pixels, which few have
-    header_only = image.format == "PNG" and not any(chunk in tail for chunk in METADATA_CHUNKS)
+    # PNG's own `getexif` decodes the pixels, as metadata may follow them; only few files need that
+    header_only = image.format == "PNG" and not any(key in tail for key in EXIF_KEYS)
     try:
         exif = Image.Image.getexif(image) if header_only else image.getexif()
         orientation = exif.get(ExifTags.Base.Orientation)

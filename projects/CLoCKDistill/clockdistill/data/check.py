@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("".join(f"{fault}\n" for fault in faults), end="")
         tables[name] = table = statistics(records, class_names)
         rows = [{"class": key, **counts} for key, counts in table.items()]
-        print(f"\n{name}: {len(records)} images, {len(faults) or 'no'} faults\n")
+        print(f"\n{name}: {len(records)} image(s), {len(faults)} fault(s)\n")
         print(tabulate(rows, "keys", tablefmt="pipe"))
         status |= bool(faults)
     if tables:

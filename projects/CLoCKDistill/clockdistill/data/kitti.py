@@ -85,7 +85,7 @@ def parse_lines(content: bytes) -> tuple[tuple[Line, ...], tuple[tuple[int, str]
 
 
 def parse_line(number: int, fields: list[str]) -> Line:
-    """Raises a `ValueError` that describes the fault of an invalid line."""
+    """Parse one line; a `ValueError` says what is wrong with it."""
     if len(fields) not in (15, 16):
         raise ValueError(f"expected 15 fields, got {len(fields)}; correct or remove the line")
     try:
