@@ -156,7 +156,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, overrides):
         assert whole["trainer"]["hooks"]["ToyDistillation"]["factor"] < 2
 
 
-def test_resume_of_a_finished_training_only_evaluates(tmp_path):
+def test_resuming_a_finished_training_only_evaluates(tmp_path):
     run_toy(toy_config(tmp_path))
     (tmp_path / "results.json").unlink()
     before = (tmp_path / "model_final.pth").read_bytes()
@@ -165,7 +165,7 @@ def test_resume_of_a_finished_training_only_evaluates(tmp_path):
     assert (tmp_path / "results.json").is_file()
 
 
-def test_learning_rates_and_their_step(tmp_path):
+def test_learning_rates_and_their_schedule(tmp_path):
     run_toy(toy_config(tmp_path))
     groups = torch.load(tmp_path / "model_final.resume.pth", weights_only=True)["trainer"]["optimizer"]["param_groups"]
     assert sorted(group["initial_lr"] for group in groups) == pytest.approx([1e-3, 1e-2])
@@ -174,7 +174,7 @@ def test_learning_rates_and_their_step(tmp_path):
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_results_file_is_of_the_saved_weights_and_has_no_nan(tmp_path, ema):
+def test_results_are_those_of_the_saved_weights_and_have_no_nan(tmp_path, ema):
     run_toy(toy_config(tmp_path, f"train.ema.enabled={ema}", "train.ema.decay=0.5"))
     text = (tmp_path / "results.json").read_text()
     assert "NaN" not in text
@@ -182,7 +182,7 @@ def test_results_file_is_of_the_saved_weights_and_has_no_nan(tmp_path, ema):
     assert eval_only(cfg)["bbox"]["AP"] == pytest.approx(json.loads(text)["bbox"]["AP"])
 
 
-def test_eval_only_refuses_what_it_cannot_evaluate(tmp_path):
+def test_eval_only_without_weights_or_evaluator_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"train\.init_checkpoint"):
         eval_only(toy_config(tmp_path))
     torch.save({"model": {"head.bias": torch.zeros(1)}}, tmp_path / "part.pth")
@@ -198,7 +198,7 @@ def test_unknown_precision_is_an_error(tmp_path):
         run_toy(toy_config(tmp_path, "train.amp.enabled=True", "train.amp.dtype=float8"))
 
 
-def test_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypatch, capfd, caplog):
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypatch, capfd, caplog):
     printer = logging.getLogger("detectron2.utils.events")
     printer.addHandler(caplog.handler)
     printer.setLevel(logging.INFO)
@@ -213,7 +213,7 @@ def test_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypatch, capfd, cap
     printer.removeHandler(caplog.handler)
 
 
-def test_lists_of_the_config_do_not_get_into_the_state(tmp_path):
+def test_config_lists_are_saved_as_plain_lists(tmp_path):
     cfg = toy_config(tmp_path, "+optimizer.etas=[0.5,1.2]", "optimizer._target_=torch.optim.Rprop")
     del cfg.optimizer.betas, cfg.optimizer.weight_decay
     run_toy(cfg)
