@@ -2,11 +2,12 @@
 
 They are those of `evaluate_object.cpp`, peculiarities included. For one class and difficulty:
 
-- An object counts if it is of the class and no smaller, more hidden or more cut off than the difficulty allows. One of
-  the class that does not count, and one of the neighbouring class, is ignored: it may be found, but need not be.
-- A detection less high than the difficulty's least height is small: neither right nor wrong, but it may take an object
-  away. That goes for detections of every class, for the kit looks at the height first and at the class then. (It cuts
-  heights down to whole pixels before it compares them with a whole number of pixels, which changes nothing.)
+- An object counts if it is of the class, taller than the difficulty's minimum height, and no more occluded or truncated
+  than the difficulty allows. Other objects of the class, those of exactly the minimum height included, and objects of
+  the neighbouring class are ignored: a match with one is neither a true nor a false positive.
+- A detection below the minimum height is ignored too, but it can still be matched to an object. One of exactly the
+  minimum height counts. This applies to detections of every class, because the kit tests the height before the class.
+  (It truncates heights to whole pixels first, which changes nothing, because the minimum is a whole number.)
 - Recall is read from a first matching of all detections: the objects, in the order of their file, take the detection
   of the highest score among those that overlap them by more than the class's least IoU and are not taken.
 - Precision comes from a second matching at each of at most 41 scores: objects take the detection of the highest IoU,
@@ -41,7 +42,7 @@ class Difficulty:
 
     def admits(self, height, occluded, truncated):
         """Whether objects count: of numbers, or of arrays of them."""
-        return (height >= self.min_height) & (occluded <= self.max_occluded) & (truncated <= self.max_truncated)
+        return (height > self.min_height) & (occluded <= self.max_occluded) & (truncated <= self.max_truncated)
 
 
 DIFFICULTIES = {
