@@ -29,8 +29,8 @@ from torch import nn
 import clockdistill.data  # noqa: F401  its import registers the data sets
 from clockdistill.engine import load_config, load_model
 from clockdistill.errors import UserError
-from clockdistill.evaluation.benchmark import comparison_table
 from clockdistill.evaluation.pictures import plot_curves, save_comparisons
+from clockdistill.evaluation.results import comparison_table, write_json
 
 # Everything below is relative to the repository, which the demo makes its working directory.
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,7 +165,7 @@ def one_seed(family: str, seed: int) -> str:
     cfgs = {name: load_config(student, [f"train.init_checkpoint={path}"]) for name, path in checkpoints.items()}
     draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()}, str(folder))
 
-    write_json(folder / "results.json", results)
+    write_json(results, folder / "results.json")
     announce(f"Done with {family}; results.json, curves.png and comparison_*.png are in {folder.resolve()}")
     return comparison_table({TITLES[name]: result for name, result in results.items()})
 
@@ -176,7 +176,7 @@ def several_seeds(family: str, seeds: list[int]) -> str:
     (folder / "seeds.json").unlink(missing_ok=True)
     results = {seed: train_pair(family, seed, folder / f"seed{seed}") for seed in seeds}
     summary = summarise(results)
-    write_json(folder / "seeds.json", summary)
+    write_json(summary, folder / "seeds.json")
     announce(f"Done with {family}; seeds.json is in {folder.resolve()}")
     return seeds_table(summary)
 
@@ -220,13 +220,6 @@ def seeds_table(summary: dict) -> str:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, data: dict) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def main() -> int:

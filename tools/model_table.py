@@ -2,7 +2,7 @@
 """Prints parameters and multiply-adds of the models of all configs, a row for every model, as a Markdown table.
 
 Multiply-adds are those of inference on one image as its config shows it at evaluation, counted by fvcore; see
-`clockdistill.evaluation.benchmark.count_flops`.
+`clockdistill.evaluation.cost.count_flops`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from clockdistill.engine import load_config
 from clockdistill.errors import UserError
-from clockdistill.evaluation.benchmark import blank_image, count_flops, count_parameters
+from clockdistill.evaluation.cost import blank_image, count_flops, count_parameters
 
 CONFIGS = Path(__file__).parents[1] / "projects" / "CLoCKDistill" / "configs"
 # height and width of a data set's images; COCO's vary, and these are shown as 800x1333, the most that configs allow
