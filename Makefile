@@ -1,5 +1,5 @@
-# Each target is enough by itself on a machine with Python 3.10 to 3.13. PYTHON=… names the interpreter: it is used as it
-# stands if it has torch and Detectron2, and else .venv is made from it.
+# `make demo` and `make test` set up .venv first, on any machine with Python 3.10 to 3.13.
+# With PYTHON=/path/to/python they use that interpreter if it has torch and Detectron2, or else create .venv from it.
 SETUP = $(or $(PYTHON),python3) tools/setup_env.py $(if $(PYTHON),--named)
 PY = $(shell $(SETUP) --which)
 

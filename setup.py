@@ -1,8 +1,8 @@
-"""Installs the package `clockdistill` with its compiled operators; `make env` installs everything else it needs.
+"""Install the package `clockdistill` and compile its operators. `make env` installs everything else that it needs.
 
-The operators are built for the CPU, and for CUDA too where nvcc is found and either a GPU or TORCH_CUDA_ARCH_LIST says
-for which architectures. Where they cannot be built, the package is installed without them and does the same in pure
-PyTorch; `python -m clockdistill.collect_env` says why.
+The operators are compiled for the CPU, and for CUDA where nvcc and either a GPU or TORCH_CUDA_ARCH_LIST are present.
+Where they cannot be compiled, the package is installed without them and falls back to pure PyTorch;
+`python -m clockdistill.collect_env` shows the reason.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent
 SOURCES = Path(PROJECT, "clockdistill", "layers", "csrc")
 LIBRARY = "clockdistill._C"
 
-# pip hides the packages of the environment that it installs into, and the operators are built for its torch
+# pip's build isolation hides the installed packages, but the operators must be compiled against the installed torch.
 if importlib.util.find_spec("torch") is None:
     sys.path.append(sysconfig.get_path("purelib"))
 
@@ -31,40 +31,39 @@ def version() -> str:
 
 
 def operators() -> dict:
-    """Arguments of `setup` that build the operators; none without torch."""
+    """Return the arguments of `setup` that compile the operators; none without torch."""
     if importlib.util.find_spec("torch") is None:
-        print("clockdistill: torch is not installed, so the compiled operators are left out")
+        print("clockdistill: torch is not installed, skipping the compiled operators")
         return {}
     import torch
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
     def extension(with_cuda: bool):
-        make, patterns = (CUDAExtension, ("*.cpp", "*.cu")) if with_cuda else (CppExtension, ("*.cpp",))
-        found = make(
+        factory, patterns = (CUDAExtension, ("*.cpp", "*.cu")) if with_cuda else (CppExtension, ("*.cpp",))
+        return factory(
             LIBRARY,
             sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / SOURCES).glob(pattern)),
-            # without an own flag for the standard, torch's choice, which its headers need
+            depends=sorted(map(str, (ROOT / SOURCES).glob("*.h"))),
+            # No -std flag: torch's headers need the standard that torch itself sets.
             extra_compile_args={"cxx": ["-O3", "-fopenmp"], "nvcc": ["-O3"]},
         )
-        found.depends = sorted(map(str, (ROOT / SOURCES).glob("*.h")))
-        return found
 
     def why_no_cuda() -> str:
         if torch.version.cuda is None:
             return f"torch {torch.__version__} is built without CUDA"
         if not torch.cuda.is_available() and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-            return "no GPU was there at the build, and TORCH_CUDA_ARCH_LIST named no architectures"
+            return "there was no GPU at build time and TORCH_CUDA_ARCH_LIST was not set: rebuild with either of them"
         if CUDA_HOME is None or not Path(CUDA_HOME, "bin", "nvcc").exists():
-            return f"no nvcc was found at the build: install the toolkit of CUDA {torch.version.cuda} or set CUDA_HOME"
+            return f"nvcc was not found: install the CUDA {torch.version.cuda} toolkit or set CUDA_HOME, and rebuild"
         return ""
 
     def architectures() -> str:
-        devices = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-        found = " ".join(f"{major}.{minor}" for major, minor in sorted(devices))
-        return os.environ.get("TORCH_CUDA_ARCH_LIST") or found
+        capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        present = " ".join(f"{major}.{minor}" for major, minor in sorted(capabilities))
+        return os.environ.get("TORCH_CUDA_ARCH_LIST") or present
 
     class BuildOperators(BuildExtension):
-        """Builds with CUDA, else without, else not at all; a record beside the library says what, and why not more."""
+        """Compile with CUDA, else without it, else skip the operators; record the result next to the library."""
 
         def __init__(self, *args, **kwargs):
             super().__init__(*args, no_python_abi_suffix=True, **kwargs)
@@ -72,14 +71,14 @@ def operators() -> dict:
         def run(self):
             no_cuda, no_cpu = why_no_cuda(), ""
             if not no_cuda:
-                no_cuda = self.attempt(with_cuda=True)
+                no_cuda = self.try_build(with_cuda=True)
             if no_cuda:
-                print(f"clockdistill: no operators for CUDA, since {no_cuda}")
-                no_cpu = self.attempt(with_cuda=False)
+                print(f"clockdistill: no CUDA operators, because {no_cuda}")
+                no_cpu = self.try_build(with_cuda=False)
             library = Path(self.get_ext_fullpath(LIBRARY))
             if no_cpu:
-                print(f"clockdistill: no compiled operators, since {no_cpu}")
-                # an older library would not fit the sources, and a missing one must not be packed
+                print(f"clockdistill: no compiled operators, because {no_cpu}")
+                # An old library would not match the sources, and setuptools must not look for a new one.
                 library.unlink(missing_ok=True)
                 self.extensions = []
             record = {
@@ -92,16 +91,16 @@ def operators() -> dict:
             library.parent.mkdir(parents=True, exist_ok=True)
             library.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
-        def attempt(self, with_cuda: bool) -> str:
-            """Build; why that failed, or ''."""
-            # setuptools has put marks of its own on the extension, so that another cannot take its place
+        def try_build(self, with_cuda: bool) -> str:
+            """Return "" on success, else the reason for the failure."""
+            # Update the extension in place: setuptools has set attributes on it that a new one would lack.
             vars(self.extensions[0]).update(vars(extension(with_cuda)))
             inplace = self.inplace
             try:
                 super().run()
             except (Exception, SystemExit) as error:
-                self.inplace = inplace  # setuptools changes it on the way
-                return f"they did not compile ({error}): `pip install -v -e .` shows the compiler's messages"
+                self.inplace = inplace  # setuptools changes it during the build
+                return f"they did not compile ({error}): run `pip install -v -e .` to see the compiler's messages"
             return ""
 
     return {"ext_modules": [extension(not why_no_cuda())], "cmdclass": {"build_ext": BuildOperators}}
@@ -116,8 +115,8 @@ setup(
     packages=find_packages(PROJECT),
     package_data={"clockdistill": ["layers/csrc/*"]},
     python_requires=">=3.10",
-    # Two needs cannot be named here. Detectron2 is not on PyPI under its own name. OpenCV comes as four packages with
-    # one module: naming one of them would overwrite the one that is already there. `make env` sees to both.
+    # Not listed: Detectron2, which is not on PyPI under its own name, and OpenCV, because four packages provide its
+    # module and listing one of them would overwrite another. `make env` installs both.
     install_requires=[
         "torch>=2.4",
         "torchvision",

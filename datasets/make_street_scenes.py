@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Draws a data set of street scenes in the layout of KITTI's 2D object benchmark.
+"""Generate a dataset of synthetic street scenes in the layout of KITTI's 2D object benchmark.
 
     python datasets/make_street_scenes.py                    # 800 + 200 images in $DETECTRON2_DATASETS/street_scenes
     python datasets/make_street_scenes.py --root my/scenes --train 80 --val 20 --seed 1
 
-Each image depends on the seed and its number alone: neither the number of jobs nor of images changes it. How they are
-drawn is in streetscape/.
+Each image depends only on the seed and its index, not on the number of jobs or images. The drawing code is in
+streetscape/.
 """
 
 import argparse
@@ -32,45 +32,43 @@ def write_scene(index, root, seed, size):
     picture, lines, camera = draw_scene(seed, index, size)
     training = Path(root) / "training"
     if not cv2.imwrite(str(training / "image_2" / f"{index:06d}.png"), picture):
-        raise OSError(f"{training}: the image could not be written")
+        raise OSError(f"{training}: could not write image {index:06d}")
     (training / "label_2" / f"{index:06d}.txt").write_text("".join(line + "\n" for line in lines))
     (training / "calib" / f"{index:06d}.txt").write_text(calibration(camera))
 
 
 def make(root, train, val, seed, size, jobs):
-    """Write the data set into the folder `root`, which appears when all of it is there."""
+    """Write the dataset to the folder `root`, which appears only once it is complete."""
     root = Path(root)
     arguments = {"version": VERSION, "train": train, "val": val, "seed": seed, "size": list(size)}
     if root.exists():
         manifest = root / MANIFEST
         if manifest.is_file() and json.loads(manifest.read_text()) == arguments:
-            print(f"{root}: these {train} + {val} street scenes are there already")
+            print(f"{root}: already holds these {train} + {val} street scenes")
             return
-        sys.exit(
-            f"error: {root} is there already and is not what these arguments make; remove it or choose another --root"
-        )
+        sys.exit(f"error: {root} already exists with other contents: remove it or choose another --root")
     root.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         for folder in ("image_2", "label_2", "calib"):
-            (workplace / "training" / folder).mkdir(parents=True)
-        task = partial(write_scene, root=workplace, seed=seed, size=size)
+            (temporary / "training" / folder).mkdir(parents=True)
+        task = partial(write_scene, root=temporary, seed=seed, size=size)
         bar = partial(tqdm, total=train + val, unit="image", desc="street scenes")
         if jobs == 1:
             list(bar(map(task, range(train + val))))
         else:
             with ProcessPoolExecutor(jobs) as pool:
                 list(bar(pool.map(task, range(train + val), chunksize=8)))
-        splits = workplace / "ImageSets"
+        splits = temporary / "ImageSets"
         splits.mkdir()
         (splits / "train.txt").write_text("".join(f"{i:06d}\n" for i in range(train)))
         (splits / "val.txt").write_text("".join(f"{i:06d}\n" for i in range(train, train + val)))
-        (workplace / MANIFEST).write_text(json.dumps(arguments) + "\n")
-        workplace.chmod(0o755)  # mkdtemp lets nobody else in
-        workplace.rename(root)
+        (temporary / MANIFEST).write_text(json.dumps(arguments) + "\n")
+        temporary.chmod(0o755)  # mkdtemp creates a private folder
+        temporary.rename(root)
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
-    print(f"{root}: {train} + {val} street scenes")
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{root}: wrote {train} + {val} street scenes")
 
 
 def parse_size(text):
@@ -79,19 +77,19 @@ def parse_size(text):
     except ValueError:
         width = height = 0
     if min(width, height) < 32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, at least 32x32, such as 320x96")
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT of at least 32x32, such as 320x96, got {text!r}")
     return width, height
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "street_scenes"
-    parser.add_argument("--root", type=Path, default=default_root, help="folder to make (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=800, help="training images (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=200, help="validation images (default: %(default)s)")
+    parser.add_argument("--root", type=Path, default=default_root, help="output folder (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=800, help="number of training images (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=200, help="number of validation images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=parse_size, default=(320, 96), help="WIDTHxHEIGHT (default: 320x96)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes (default: one per core)")
     args = parser.parse_args()
     make(args.root, args.train, args.val, args.seed, args.size, args.jobs)
 

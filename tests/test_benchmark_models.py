@@ -1,4 +1,4 @@
-"""The script that times the full-size models, on small ones."""
+"""The benchmark of full-size models, run on small ones."""
 
 import json
 import subprocess
@@ -8,24 +8,32 @@ import pytest
 import torch
 
 import benchmark_models
+import families
+from helpers.models import CONFIGS
 
 
 @pytest.mark.parametrize("config", ["dino_r18_tiny_street", "dino_r18_small_to_tiny_street"])
 def test_measure(monkeypatch, config):
-    """Of the demo's student, which has 1.52 M parameters, alone and with its teacher."""
-    overrides = ("distillation.period=0",) if "_to_" in config else ()
-    monkeypatch.setitem(benchmark_models.MODELS, "small", ("Small", f"dino/{config}.py", overrides))
+    """The demo's student has 1.52 M parameters, with and without its teacher."""
+    monkeypatch.setitem(benchmark_models.STUDENTS, "small", CONFIGS / "dino" / f"{config}.py")
     monkeypatch.setattr(benchmark_models, "IMAGE", (96, 320))
-    result = benchmark_models.measure("small", torch.device("cpu"), rounds=1)
+    result = benchmark_models.measure(benchmark_models.config_of("small"), torch.device("cpu"), rounds=1)
     assert result["parameters"] == pytest.approx(1.52e6, rel=0.01)
     assert 0.1 < result["gflops"] < 1
     assert min(result.values()) > 0
     assert result["inference_mib"] <= result["training_mib"]
-    row = benchmark_models.results_table({"small": result}).splitlines()[-1]
-    assert row.startswith("| Small | ")
 
 
-def test_every_model_is_measured_in_a_process_of_its_own(monkeypatch, capsys):
+def test_models_are_all_variants_and_each_familys_student():
+    assert set(families.VARIANTS) < set(benchmark_models.MODELS)
+    assert benchmark_models.config_of("dino.5scale").model.encoder.num_levels == 5
+    alone, distilled = (benchmark_models.config_of(f"dab_detr_{name}") for name in ("r18", "r50_to_r18"))
+    assert alone.model == distilled.model
+    assert "distillation" not in alone
+    assert distilled.distillation.embedding == "random"  # which needs no calibration
+
+
+def test_every_model_is_measured_in_its_own_process(monkeypatch, capsys):
     commands = []
 
     def run(command, **_):
@@ -41,6 +49,6 @@ def test_every_model_is_measured_in_a_process_of_its_own(monkeypatch, capsys):
     assert all("--alone" in command for command in commands)
     rows = capsys.readouterr().out.splitlines()[-2:]
     assert [[cell.strip() for cell in row.split("|")][1:4] for row in rows] == [
-        ["DINO R-50", "0.00", "1.0"],
-        ["DAB-DETR R-50, DC5", "0.00", "2.0"],
+        ["dino", "0.00", "1.0"],
+        ["dab_detr.dc5", "0.00", "2.0"],
     ]

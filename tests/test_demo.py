@@ -1,4 +1,4 @@
-"""What the demo does beside training: its tables, its summary over seeds, its files and its failures."""
+"""The demo except for its training: tables, summary over seeds, files and failures."""
 
 import json
 import statistics
@@ -20,8 +20,8 @@ def pair(student, distilled):
     return {"student": {"AP": student, "AP50": 0.0}, "distilled": {"AP": distilled, "AP50": 0.0}}
 
 
-def test_seeds_are_summarised_by_mean_and_sample_deviation():
-    summary = demo.summarise({3: pair(20.0, 22.0), 5: pair(21.0, 24.5), 8: pair(25.0, 26.0)})
+def test_summary_has_mean_and_sample_standard_deviation():
+    summary = demo.summarize({3: pair(20.0, 22.0), 5: pair(21.0, 24.5), 8: pair(25.0, 26.0)})
     assert summary["seeds"] == [3, 5, 8]
     assert summary["AP"]["difference"] == [2.0, 3.5, 1.0]
     assert summary["mean"] == pytest.approx({"student": 22.0, "distilled": 72.5 / 3, "difference": 6.5 / 3})
@@ -31,7 +31,7 @@ def test_seeds_are_summarised_by_mean_and_sample_deviation():
 
 
 def test_seeds_table():
-    summary = demo.summarise({0: pair(20.0, 22.0), 1: pair(21.0, 20.5)})
+    summary = demo.summarize({0: pair(20.0, 22.0), 1: pair(21.0, 20.5)})
     header, _, *rows = cells(demo.seeds_table(summary))
     assert header == ["seed", "AP of the student", "AP of the distilled student", "difference"]
     assert rows == [
@@ -41,22 +41,25 @@ def test_seeds_table():
     ]
 
 
-def test_one_seed_has_no_spread():
-    summary = demo.summarise({0: pair(20.0, 22.0)})
+def test_one_seed_has_no_standard_deviation():
+    summary = demo.summarize({0: pair(20.0, 22.0)})
     assert summary["std"] == {"student": None, "distilled": None, "difference": None}
     assert cells(demo.seeds_table(summary))[-1] == ["mean ± std", "20.0", "22.0", "+2.0"]
 
 
 @pytest.mark.parametrize("family", demo.FAMILIES)
-def test_configs_and_teachers_are_there(family):
+def test_every_teacher_has_its_configs(family):
     for name in demo.BACKBONES:
         assert (demo.ROOT / demo.config_of(family, name)).is_file()
-    assert (demo.ROOT / demo.TEACHER_CHECKPOINT.format(family)).is_file()
+
+
+def test_families_are_those_with_a_teacher():
+    assert demo.FAMILIES == ["dab_detr", "deformable_detr", "dino"]
 
 
 @pytest.fixture
 def fake_train_net(tmp_path, monkeypatch):
-    """A repository whose train_net.py is the given source."""
+    """A working directory where tests write their own train_net.py."""
     script = tmp_path / "projects/CLoCKDistill/train_net.py"
     script.parent.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -68,11 +71,11 @@ PROGRESS = (
 )
 
 
-def test_training_starts_anew_and_shows_its_progress(fake_train_net, monkeypatch, capsys):
+def test_training_starts_in_an_empty_folder_and_shows_its_progress(fake_train_net, monkeypatch, capsys):
     fake_train_net.write_text(
         "import pathlib, sys\n"
         "out = pathlib.Path(sys.argv[-1].removeprefix('train.output_dir='))\n"
-        "assert not out.exists(), 'not a fresh start'\n"
+        "assert not out.exists()\n"
         "out.mkdir(parents=True)\n"
         "(out / 'args').write_text(' '.join(sys.argv[1:]))\n"
         f"print('Model: ...'); print({PROGRESS!r})\n"
@@ -85,17 +88,17 @@ def test_training_starts_anew_and_shows_its_progress(fake_train_net, monkeypatch
     assert capsys.readouterr().out.split() == ["student", "eta:", "0:01:02", "iter:", "19", "total_loss:", "4.2"]
 
 
-def test_failed_training_names_the_log_and_passes_the_message_on(fake_train_net, capsys):
+def test_error_of_a_failed_training_names_the_log(fake_train_net, capsys):
     fake_train_net.write_text("import sys; print('error: no teacher', file=sys.stderr); sys.exit(7)")
-    with pytest.raises(UserError, match=r"train_net.py failed with c.py: .*out/log.txt says why \(exit status 7\)"):
+    with pytest.raises(UserError, match=r"train_net.py failed with c.py \(exit status 7\): see .* out/log.txt"):
         demo.train_net("c.py", Path("out"))
     assert capsys.readouterr().err == "error: no teacher\n"
 
 
-def test_one_failure_ends_the_other_training_too(fake_train_net, capsys):
+def test_one_failure_stops_the_other_training(fake_train_net, capsys):
     fake_train_net.write_text(
         "import sys, time\n"
-        "if 'to_r18_tiny' in sys.argv[2]: sys.exit('error: no teacher')\n"
+        "if '_to_' in sys.argv[2]: sys.exit('error: no teacher')\n"
         "for _ in range(600): print('still training', flush=True); time.sleep(0.1)\n"
     )
     start = time.monotonic()
@@ -105,7 +108,7 @@ def test_one_failure_ends_the_other_training_too(fake_train_net, capsys):
     assert capsys.readouterr().err == "error: no teacher\n"
 
 
-def test_failure_is_one_sentence_and_exit_status_1(monkeypatch, capsys, tmp_path):
+def test_failure_prints_one_sentence_and_exits_with_1(monkeypatch, capsys, tmp_path):
     def fail():
         raise UserError("no street today: build one")
 

@@ -1,4 +1,4 @@
-"""A user's way through train_net.py: distil, be interrupted, resume, evaluate the plain student; and get it wrong."""
+"""train_net.py as a user runs it: distill, get interrupted, resume, evaluate the student; and its errors."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from helpers.models import CONFIGS, tiny_config
 
 STUDENT, TEACHER = CONFIGS / "dino" / "dino_r18_tiny_street.py", CONFIGS / "dino" / "dino_r18_small_street.py"
 DISTILLED = CONFIGS / "dino" / "dino_r18_small_to_tiny_street.py"
-# narrower than its teacher, so that there are projections
+# narrower than the teacher, so that there are projections
 NARROW = [
     "train.init_checkpoint=''",
     "model.encoder.embed_dim=64",
@@ -40,7 +40,7 @@ ONE_FINE_LEVEL = (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with street scenes and a teacher of random weights."""
+    """A folder with street scenes and a teacher with random weights."""
     folder = tmp_path_factory.mktemp("place")
     make_street_scenes.make(folder / "street_scenes", train=4, val=2, seed=0, size=(320, 96), jobs=1)
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def place(tmp_path_factory):
 
 
 def arguments(place, output, config, *options):
-    """A command line with all that makes a run short; options come last and so win."""
+    """A command line for a short run; the given options come last and take precedence."""
     flags = [option for option in options if option.startswith("--")]
     overrides = [option for option in options if not option.startswith("--")]
     teacher = [f"distillation.teacher.checkpoint={place / 'teacher.pth'}"] if config == DISTILLED else []
@@ -67,8 +67,13 @@ def command(place, *args):
 def distilled(place):
     """Output folder of a distillation that was killed in the middle and resumed."""
     output = place / "distilled"
-    endless = ("train.max_iter=100000", "train.checkpointer.period=2", "train.eval_period=0", "distillation.period=1")
-    # to a file: a pipe that nobody reads would stop the process when it is full
+    endless = (
+        "train.max_iter=100000",
+        "train.checkpointer.period=2",
+        "train.eval_period=0",
+        "distillation.gradient_share_period=1",
+    )
+    # to a file, because a full pipe would block the process
     log = (place / "log").open("w")
     process = subprocess.Popen(**command(place, output, DISTILLED, *endless), stdout=log)
     deadline = time.monotonic() + 120
@@ -80,29 +85,31 @@ def distilled(place):
     assert (output / "last_checkpoint").exists(), (place / "log").read_text()
     shutil.copytree(output, place / "killed")
     last = torch.load(output / (output / "last_checkpoint").read_text(), weights_only=True)["iteration"]
-    options = ("--resume", f"train.max_iter={last + 3}", "train.eval_period=0", "distillation.period=1")
+    options = ("--resume", f"train.max_iter={last + 3}", "train.eval_period=0", "distillation.gradient_share_period=1")
     done = subprocess.run(**command(place, output, DISTILLED, *options), check=False, text=True, stdout=subprocess.PIPE)
     assert done.returncode == 0, done.stdout
     assert f"Starting training from iteration {last + 1}" in done.stdout
     return output
 
 
-def test_resume_goes_on_with_hook_and_projections(place, distilled):
+def test_resume_continues_with_hook_and_projections(place, distilled):
     killed = place / "killed"
     name = (killed / "last_checkpoint").read_text().replace(".pth", ".resume.pth")
     before = torch.load(killed / name, weights_only=True)["trainer"]
     after = torch.load(distilled / "model_final.resume.pth", weights_only=True)["trainer"]
     projections = [state["hooks"]["DistillationHook"] for state in (before, after)]
-    assert projections[0].keys() == projections[1].keys() == {"0.weight", "0.bias", "content.weight", "content.bias"}
-    change = (projections[0]["0.weight"] - projections[1]["0.weight"]).abs().max()
-    assert 0 < change < 0.02, "three small steps from where they were, and not from a fresh start"
+    weight = "losses.memory.projection.weight"
+    expected = {weight, "losses.memory.projection.bias", "query_adapter.content.weight", "query_adapter.content.bias"}
+    assert projections[0].keys() == projections[1].keys() == expected
+    change = (projections[0][weight] - projections[1][weight]).abs().max()
+    assert 0 < change < 0.02, "three small steps from the saved state, not from a new one"
     assert after["iteration"] == before["iteration"] + 2
 
 
-def test_metrics_hold_every_term_and_its_share(distilled):
+def test_metrics_have_every_term_and_its_gradient_share(distilled):
     lines = [json.loads(line) for line in (distilled / "metrics.json").read_text().splitlines()]
     lines = [line for line in lines if "total_loss" in line]
-    terms = {"mem_object", "mem_background", "logit_class", "logit_bbox", "logit_giou"}
+    terms = {"memory_object", "memory_background", "logits_class", "logits_bbox", "logits_giou"}
     assert {f"loss_{term}" for term in terms} | {"loss_class", "loss_giou_dn", "loss_bbox_enc"} <= lines[-1].keys()
     shares = [value for key, value in lines[-1].items() if key.startswith("gradient_share/")]
     assert len(shares) == len(terms) + 1
@@ -112,7 +119,7 @@ def test_metrics_hold_every_term_and_its_share(distilled):
 def test_the_checkpoint_is_the_plain_student(place, distilled, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(place))
     saved = torch.load(distilled / "model_final.pth", weights_only=True)
-    assert saved.keys() == {"model", "iteration"}
+    assert saved.keys() == {"model", "iteration", "metadata"}
     student = instantiate(load_config(str(STUDENT), NARROW).model)
     assert {name: value.shape for name, value in saved["model"].items()} == {
         name: value.shape for name, value in student.state_dict().items()
@@ -129,20 +136,20 @@ def call(place, output, config, *options):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "embedding"),
+    ("teacher", "student", "embedding"),
     [
         ("deformable_detr", "deformable_detr", "calibrated"),
         ("dab_detr", "dab_detr", "calibrated"),
         ("dino", "dab_detr", "denoising"),
     ],
 )
-def test_any_family_is_distilled_resumed_and_evaluated(place, tmp_path, monkeypatch, theirs, ours, embedding):
+def test_any_family_is_distilled_resumed_and_evaluated(place, tmp_path, monkeypatch, teacher, student, embedding):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(place))
-    cfg = load_config(str(CONFIGS / ours / f"{ours}_r50_to_r18_kitti_50ep.py"))
-    cfg.model = tiny_config(ours, num_classes=5)
+    cfg = load_config(str(CONFIGS / student / f"{student}_r50_to_r18_kitti_50ep.py"))
+    cfg.model = tiny_config(student, num_classes=5)
     cfg.dataloader = load_config(str(STUDENT)).dataloader
     cfg.distillation.update(embedding=embedding, calibration=dict(batches=1, steps=1, lr=1e-3))
-    cfg.distillation.teacher = save_teacher(tmp_path, theirs, num_classes=5)
+    cfg.distillation.teacher = save_teacher(tmp_path, teacher, num_classes=5)
     distilled, plain, output = tmp_path / "distilled.yaml", tmp_path / "plain.yaml", tmp_path / "output"
     LazyConfig.save(cfg, str(distilled))
     del cfg.distillation
@@ -158,7 +165,7 @@ def test_any_family_is_distilled_resumed_and_evaluated(place, tmp_path, monkeypa
     assert "AP" in json.loads((output / "results.json").read_text())["bbox"]
 
 
-def lose_data(folder):
+def remove_data(folder):
     shutil.rmtree(folder / "street_scenes")
 
 
@@ -171,7 +178,7 @@ def break_image(folder):
     (folder / "street_scenes/training/image_2/000002.png").write_bytes(b"\x89PNG broken")
 
 
-def lose_label(folder):
+def remove_label(folder):
     (folder / "street_scenes/training/label_2/000003.txt").unlink()
 
 
@@ -184,10 +191,10 @@ def prune_teacher(folder):
 @pytest.mark.parametrize(
     ("harm", "options", "sentence"),
     [
-        (lose_data, (), "no KITTI data set at"),
+        (remove_data, (), "no KITTI data set at"),
         (break_label, (), "000001.txt:"),
-        (break_image, (), "000002.png cannot be read"),
-        (lose_label, (), "000003.txt does not exist"),
+        (break_image, (), "image_2/000002.png: "),
+        (remove_label, (), "000003.txt does not exist"),
         (lambda folder: (folder / "teacher.pth").unlink(), (), "teacher.pth does not exist"),
         (prune_teacher, (), "encoder.level_embed"),
         (None, ("model.num_classes=4",), "street_train has 5 classes and the model 4"),
@@ -212,7 +219,7 @@ def prune_teacher(folder):
         "config key",
     ],
 )
-def test_errors_end_at_once_with_one_sentence(place, tmp_path, monkeypatch, capsys, harm, options, sentence):
+def test_errors_are_one_sentence_at_the_start(place, tmp_path, monkeypatch, capsys, harm, options, sentence):
     shutil.copytree(place / "street_scenes", tmp_path / "street_scenes")
     shutil.copy(place / "teacher.pth", tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
@@ -220,7 +227,7 @@ def test_errors_end_at_once_with_one_sentence(place, tmp_path, monkeypatch, caps
         harm(tmp_path)
     assert call(tmp_path, tmp_path / "output", DISTILLED, "train.max_iter=1", *options) == 1
     printed = capsys.readouterr()
-    assert "UserError" not in printed.out + printed.err, "a traceback besides the sentence"
+    assert "UserError" not in printed.out + printed.err, "there must be no traceback"
     error = printed.err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert sentence in error

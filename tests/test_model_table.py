@@ -1,12 +1,17 @@
 import pytest
 
 import model_table
+from clockdistill.engine import load_config
 from helpers.models import CONFIGS
+
+
+def dino(name):
+    return load_config(str(CONFIGS / "dino" / f"{name}.py"))
 
 
 def test_configs_of_one_model_share_a_row():
     names = ["dino_r18_small_street", "dino_r18_small_to_tiny_street", "dino_r18_tiny_street"]
-    teacher, student = model_table.rows([CONFIGS / "dino" / f"{name}.py" for name in names])
+    teacher, student = model_table.rows({name: dino(name) for name in names})
     assert teacher["names"] == names[:1]
     assert student["names"] == names[1:]
     assert teacher["size"] == student["size"] == (96, 320)
@@ -25,13 +30,12 @@ def test_configs_of_one_model_share_a_row():
         ("dino_r18_tiny_kitti_sample", (192, 636)),
     ],
 )
-def test_images_are_as_large_as_evaluation_shows_them(name, size):
-    dataloader = model_table.load_config(str(CONFIGS / "dino" / f"{name}.py")).dataloader
-    assert model_table.image_size(dataloader) == size
+def test_image_size_is_that_of_evaluation(name, size):
+    assert model_table.image_size(dino(name).dataloader) == size
 
 
-def test_images_of_ones_own_are_of_no_known_size():
-    cfg = model_table.load_config(str(CONFIGS / "dino" / "dino_r50_coco_12ep.py"))
+def test_image_size_of_other_data_sets_is_unknown():
+    cfg = dino("dino_r50_coco_12ep")
     cfg.dataloader.test.dataset.names = "mine"
     assert model_table.image_size(cfg.dataloader) is None
     row = dict(names=["mine"], size=None, parameters=12_340_000, flops=None)

@@ -1,44 +1,48 @@
-"""predict.py and visualize.py, with an untrained detector: what they write, and what they refuse."""
+"""predict.py: what it writes, what an interrupted run leaves, and which inputs it refuses."""
 
 import json
-import sys
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyConfig
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 
 import predict
-import visualize
-from clockdistill.distillation.memory import location_and_scale_weights
-from clockdistill.engine import run
-from clockdistill.evaluation.pictures import draw_masks
-from clockdistill.evaluation.pictures.sheet import TITLE_HEIGHT
-from clockdistill.modeling import Target
-from helpers import models
+from clockdistill.engine import Checkpointer, load_config, run
+from clockdistill.modeling.detector import Detector
+from helpers.models import CONFIGS, roughen, tiny, tiny_config
+from helpers.toy import run_toy
 
-PROJECT = Path(__file__).parents[1] / "projects/CLoCKDistill"
-CONFIG = str(PROJECT / "configs/dino/dino_r18_tiny_street.py")
 THRESHOLD = 0.02
+CLASS_NAMES = ["cup", "fork", "knife", "plate", "spoon"]
 
 
 @pytest.fixture(scope="module")
 def detector():
-    return models.roughen(models.tiny("dino", num_classes=5)).eval()
+    return roughen(tiny("dino", num_classes=5)).eval()
 
 
 @pytest.fixture
 def start(detector, tmp_path, monkeypatch):
-    """Run predict.py; its exit status and the folder that it writes to."""
-    monkeypatch.setattr(predict, "load_model", lambda cfg: detector)
+    """Run predict.py in an empty folder and return its exit status; its data set is not registered."""
     monkeypatch.chdir(tmp_path)
+    cfg = LazyConfig.load(str(CONFIGS / "dino/dino_r18_tiny_street.py"))
+    cfg.model = tiny_config("dino", num_classes=5)
+    cfg.dataloader.train.dataset.names = cfg.dataloader.test.dataset.names = "unregistered"
+    cfg.train.init_checkpoint = "model.pth"
+    cfg.train.device = "cpu"
+    LazyConfig.save(cfg, "config.yaml")
+    Checkpointer(detector, ".", metadata=dict(class_names=CLASS_NAMES, resize=None)).save("model")
 
-    def start(*inputs):
-        arguments = ["--config-file", CONFIG, "--output", "out", "--threshold", str(THRESHOLD), *inputs]
-        monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
-        return run(predict.main, predict.parse_args())
+    def start(*inputs, opts=()):
+        arguments = ["--config-file", "config.yaml", "--input", *inputs, "--output", "out"]
+        arguments += ["--threshold", str(THRESHOLD), *(["--opts", *opts] if opts else [])]
+        return run(predict.main, predict.parse_args(arguments))
 
     return start
 
@@ -54,96 +58,176 @@ def write_video(path, count):
     writer.release()
 
 
-def test_video_comes_back_drawn_with_its_frames_and_json(start):
-    write_video("drive.mp4", 5)
-    assert start("drive.mp4") == 0
-    video = cv2.VideoCapture("out/drive.mp4")
-    sizes = []
-    while (frame := video.read()[1]) is not None:
-        sizes.append(frame.shape)
-    # enlarged ten times, so that labels can be read
-    assert sizes == [(480, 960, 3)] * 5
-    assert sorted(path.name for path in Path("out").iterdir()) == ["drive.mp4", "predictions.json"]
-    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12)
-    entries = json.loads(Path("out/predictions.json").read_text())
-    assert {entry["frame"] for entry in entries} == set(range(5))
-    assert all(entry["file_name"] == "drive.mp4" and entry["score"] >= THRESHOLD for entry in entries)
+def frame_sizes(path):
+    return [frame.shape for frame in predict.read_frames(cv2.VideoCapture(path))]
 
 
-def test_predictions_are_the_detectors_of_the_image_in_rgb(start, detector):
-    Path("photos").mkdir()
-    for seed in range(2):
-        cv2.imwrite(f"photos/{seed}.png", random_image(seed))
-    assert start("photos", "model.num_classes=5") == 0
-    assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "1.png", "predictions.json"]
-    entries = [e for e in json.loads(Path("out/predictions.json").read_text()) if e["file_name"] == "1.png"]
-    rgb = torch.from_numpy(random_image(1)[:, :, ::-1].copy()).permute(2, 0, 1)
+def read_lines():
+    return [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
+
+
+def error_sentence(capfd):
+    (sentence,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    return sentence
+
+
+def expected_instances(detector, image, size=None):
+    """Direct predictions for a BGR image, perhaps resized to (height, width)."""
+    rgb = image[:, :, ::-1]
+    if size is not None:
+        rgb = T.ResizeTransform(*image.shape[:2], *size).apply_image(rgb)
+    inputs = dict(image=torch.from_numpy(rgb.copy()).permute(2, 0, 1), height=image.shape[0], width=image.shape[1])
     with torch.no_grad():
-        expected = detector([dict(image=rgb, height=48, width=96)])[0]["instances"]
-    expected = expected[expected.scores >= THRESHOLD]
+        instances = detector([inputs])[0]["instances"]
+    return instances[instances.scores >= THRESHOLD]
+
+
+def assert_same(saved, expected, class_names):
     assert len(expected) > 0
-    names = ["Car", "Van", "Truck", "Pedestrian", "Cyclist"]
-    assert [e["category_name"] for e in entries] == [names[label] for label in expected.pred_classes]
-    boxes = torch.tensor([e["bbox"] for e in entries])
+    assert [x["category_id"] for x in saved] == expected.pred_classes.tolist()
+    assert [x["category_name"] for x in saved] == [class_names[label] for label in expected.pred_classes]
+    torch.testing.assert_close(torch.tensor([x["score"] for x in saved]), expected.scores)
+    boxes = torch.tensor([x["bbox"] for x in saved])
     torch.testing.assert_close(torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1), expected.pred_boxes.tensor)
 
 
+def test_images(start, detector):
+    Path("photos").mkdir()
+    for seed in range(2):
+        cv2.imwrite(f"photos/{seed}.png", random_image(seed))
+    assert start("photos", "photos/1.png") == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "1.png", "predictions.jsonl"]
+    lines = read_lines()
+    assert [line["file_name"] for line in lines] == ["0.png", "1.png"]
+    for seed, line in enumerate(lines):
+        assert_same(line["instances"], expected_instances(detector, random_image(seed)), CLASS_NAMES)
+
+
+def test_video(start):
+    write_video("drive.mp4", 5)
+    assert start("drive.mp4") == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["drive.mp4", "predictions.jsonl"]
+    # enlarged ten times, so that labels are legible
+    assert frame_sizes("out/drive.mp4") == [(480, 960, 3)] * 5
+    assert cv2.VideoCapture("out/drive.mp4").get(cv2.CAP_PROP_FPS) == pytest.approx(12)
+    lines = read_lines()
+    assert [(line["file_name"], line["frame"]) for line in lines] == [("drive.mp4", i) for i in range(5)]
+    assert all(x["score"] >= THRESHOLD for line in lines for x in line["instances"])
+
+
+def test_interrupted_video_keeps_what_is_done(start, monkeypatch):
+    write_video("drive.mp4", 5)
+    forward, written = Detector.forward, []
+
+    def interrupted_forward(self, inputs):
+        path = Path("out/predictions.jsonl")
+        written.append(len(path.read_text().splitlines()))
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        return forward(self, inputs)
+
+    monkeypatch.setattr(Detector, "forward", interrupted_forward)
+    assert start("drive.mp4") == 130
+    assert written == [0, 1, 2, 3]  # every line is on disk before the next frame, should the process be killed
+    assert [line["frame"] for line in read_lines()] == [0, 1, 2]
+    assert frame_sizes("out/drive.mp4") == [(480, 960, 3)] * 3
+
+
+def test_video_is_finished_when_an_exception_is_kept(tmp_path):
+    """A traceback keeps the writer alive, so that it must be released explicitly."""
+
+    def pictures():
+        yield from (random_image(seed) for seed in range(3))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        predict.write_video(tmp_path / "drive.mp4", pictures(), 12.0)
+    assert frame_sizes(str(tmp_path / "drive.mp4")) == [(48, 96, 3)] * 3
+    assert interrupt.traceback
+
+
+def test_images_are_decoded_once_and_unreadable_ones_reported_at_the_end(start, capfd, monkeypatch):
+    for name in ("a.png", "cut.jpg", "torn.png", "z.png"):
+        cv2.imwrite(name, random_image(0))
+    for name in ("cut.jpg", "torn.png"):
+        Path(name).write_bytes(Path(name).read_bytes()[:-400])
+    Path("text.png").write_text("no image")
+    read_image, decoded = predict.read_image, []
+    monkeypatch.setattr(predict, "read_image", lambda path, mode: decoded.append(path.name) or read_image(path, mode))
+    assert start("a.png", "cut.jpg", "torn.png", "text.png", "z.png") == 1
+    assert decoded == ["a.png", "cut.jpg", "torn.png", "text.png", "z.png"]
+    assert "3 of 5 images cannot be read (cut.jpg, torn.png, text.png): copy them again" in error_sentence(capfd)
+    assert [line["file_name"] for line in read_lines()] == ["a.png", "z.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "predictions.jsonl", "z.png"]
+
+
 @pytest.mark.parametrize(
-    ("inputs", "sentence"),
+    ("inputs", "opts", "sentence"),
     [
-        (["nowhere.png"], "nowhere.png does not exist: name image files"),
-        (["empty"], "folder empty has no images: name one"),
-        (["notes.txt"], "notes.txt is no image and does not open as a video: convert it"),
-        (["model.num_classes=5"], "there is nothing to look at: name image files"),
-        (["a.png", "empty/../b/a.jpg"], "would be written as one file: give them to two runs"),
-        (["out/a.png"], "lies in the output folder, where it could be overwritten: set another --output"),
-        (["a.png", "model.num_classes=7"], "the model has 7 classes and the data set street_val"),
-        (["a.png", "dataloader.test.dataset.names=none"], "none is not in Detectron2's catalog: set dataloader."),
-        (["a.png", "broken.png", "cut.jpg", "torn.png"], "cannot be read: broken.png, cut.jpg, torn.png; copy"),
+        (["nowhere.png"], [], "nowhere.png does not exist: give image files"),
+        (["empty"], [], "folder empty has no images (.bmp, "),
+        (["notes.txt"], [], "notes.txt is not an image and does not open as a video: convert it"),
+        (["a.png", "b/a.jpg"], [], "a.png and b/a.jpg would be written to the same file"),
+        (["out/a.png"], [], "out/a.png is in the output folder and could be overwritten"),
+        (["a.png"], ["train.init_checkpoint=nowhere.pth"], "checkpoint nowhere.pth does not exist"),
+        (["a.png"], ["train.init_checkpoint=bare.pth"], "no class names, and data set unregistered is not in"),
+        (
+            ["a.png"],
+            ["train.init_checkpoint=bare.pth", "dataloader.test.dataset.names=kitti_val"],
+            "the model has 5 classes, but the data set kitti_val names 8",
+        ),
+        (["a.png"], ["train.init_checkpoint=two.pth"], "the model has 5 classes, but the checkpoint names 2"),
     ],
 )
-def test_wrong_inputs_are_named_in_one_sentence(start, capfd, inputs, sentence):
+def test_invalid_inputs_are_refused_before_anything_is_written(start, detector, capfd, inputs, opts, sentence):
     for folder in ("empty", "b", "out"):
         Path(folder).mkdir()
     for path in ("a.png", "b/a.jpg", "out/a.png"):
         cv2.imwrite(path, random_image(0))
     before = Path("out/a.png").read_bytes()
     Path("notes.txt").write_text("no video")
-    Path("broken.png").write_text("no image")
-    for name in ("cut.jpg", "torn.png"):
-        cv2.imwrite(name, random_image(0))
-        Path(name).write_bytes(Path(name).read_bytes()[:-400])
-    assert start(*inputs) == 1
-    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert sentence in error[0]
+    torch.save(detector.state_dict(), "bare.pth")
+    torch.save({"model": detector.state_dict(), "metadata": {"class_names": ["cup", "fork"]}}, "two.pth")
+    assert start(*inputs, opts=opts) == 1
+    assert sentence in error_sentence(capfd)
     assert [path.name for path in Path("out").iterdir()] == ["a.png"]
     assert Path("out/a.png").read_bytes() == before
 
 
-def test_masks_are_drawn_as_the_memory_loss_has_them(detector):
-    inputs = dict(image=torch.rand(3, 48, 80) * 255)
+def test_checkpoint_without_metadata_falls_back_to_the_config(start, detector):
+    torch.save({"model": detector.state_dict()}, "bare.pth")
+    cv2.imwrite("a.png", random_image(0))
+    resize = "{_target_: detectron2.data.transforms.ResizeShortestEdge, short_edge_length: 64}"
+    opts = ["train.init_checkpoint=bare.pth", "dataloader.test.dataset.names=street_val"]
+    assert start("a.png", opts=[*opts, f"dataloader.test.mapper.augmentations=[{resize}]"]) == 0
+    expected = expected_instances(detector, random_image(0), size=(64, 128))
+    assert_same(read_lines()[0]["instances"], expected, ["Car", "Van", "Truck", "Pedestrian", "Cyclist"])
 
-    class PaddingDetector:
-        device, encode = detector.device, staticmethod(detector.encode)
 
-        def preprocess(self, batch):
-            return detector.preprocess([*batch, dict(image=torch.zeros(3, 96, 128))])
+def test_training_saves_what_prediction_needs(start):
+    Path("data").mkdir()
+    cv2.imwrite("data/a.png", random_image(0))
+    box = dict(id=1, image_id=1, category_id=3, bbox=[8, 8, 40, 24], area=960, iscrowd=0)
+    coco = dict(
+        images=[dict(id=1, file_name="a.png", height=48, width=96)],
+        annotations=[box],
+        categories=[dict(id=1 + i, name=name) for i, name in enumerate(CLASS_NAMES)],
+    )
+    Path("data/train.json").write_text(json.dumps(coco))
+    resize = "{_target_: detectron2.data.transforms.ResizeShortestEdge, short_edge_length: 64, max_size: 100}"
+    name = "coco:data/train.json"
+    training = [f"dataloader.train.dataset.names={name}", f"dataloader.test.mapper.augmentations=[{resize}]"]
+    training += ["train.init_checkpoint=''", "train.output_dir=run", "train.max_iter=1", "train.eval_period=0"]
+    training += ["dataloader.evaluator=null", "dataloader.train.num_workers=0", "dataloader.train.total_batch_size=1"]
+    Path("run").mkdir()
+    run_toy(load_config("config.yaml", training))
+    shutil.rmtree("data")
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
 
-    model = SimpleNamespace(detector=PaddingDetector(), inputs=lambda record: record)
-    target = Target(torch.tensor([0, 1]), torch.tensor([[0.3, 0.5, 0.3, 0.4], [0.8, 0.4, 0.2, 0.2]]))
-    objects, background = visualize.memory_masks(model, inputs, target)
-    with torch.no_grad():
-        memory = detector.encode(model.detector.preprocess([inputs]))
-    assert memory.padding_mask[0].any()
-    for masks, weights in zip((objects, background), location_and_scale_weights(memory, [target]), strict=True):
-        drawn = np.concatenate([mask.ravel() for mask in masks])
-        assert drawn == pytest.approx(weights[0][~memory.padding_mask[0]].numpy())
-
-    picture = draw_masks(np.zeros((48, 80, 3), np.uint8), objects, background, [])
-    scale = 640 // 80
-    height, width = objects[0].shape
-    for row, column in np.ndindex(height, width):
-        y, x = (TITLE_HEIGHT + scale * 48 * (row + 0.5) / height), scale * 80 * (column + 0.5) / width
-        is_orange = picture[int(y), int(x), 0] > 100
-        assert is_orange == (objects[0][row, column] > 0)
+    cv2.imwrite("b.png", random_image(1))
+    assert start("b.png", opts=["train.init_checkpoint=run/model_final.pth"]) == 0
+    trained = tiny("dino", num_classes=5).eval()
+    trained.load_state_dict(torch.load("run/model_final.pth", weights_only=True)["model"])
+    expected = expected_instances(trained, random_image(1), size=(50, 100))
+    assert_same(read_lines()[0]["instances"], expected, CLASS_NAMES)

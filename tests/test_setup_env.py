@@ -1,247 +1,151 @@
-"""What set-up decides: which interpreter, what is missing, what must stay as it is. Nothing is installed here."""
+"""What the set-up decides and which commands it runs. Nothing is installed here."""
 
 import json
 import os
 import re
-import stat
 import sys
-from pathlib import Path
 
 import pytest
+import torch
 
+import clockdistill
 import setup_env
 
-REQUIREMENTS = setup_env.read_requirements((setup_env.ROOT / "requirements.txt").read_text())
+ROOT = setup_env.ROOT
 
 
-def pinned() -> dict[str, str]:
-    """Every requirement at its last pinned version, as an interpreter that set-up made would have it."""
-    return {name: lines[-1].split(";")[0].split("==")[1] for name, lines in REQUIREMENTS.items()}
-
-
-def interpreter(**changes) -> dict:
-    state = {
-        "executable": "/some/python",
-        "base_executable": "/base/python",
-        "python": [3, 12, 1],
-        "installed": pinned(),
-        "detectron2": True,
-        "clockdistill": True,
-        "pip": True,
-        "venv": True,
-        "virtualenv": False,
-        "site_packages": "/some/site-packages",
-    }
-    return state | changes
-
-
-@pytest.mark.parametrize(
-    ("version", "expected"),
-    [
-        ("2.11.0+cu130", (2, 11, 0)),
-        ("2.4.0a0+git1", (2, 4, 0)),
-        ("0.1.5.post20221221", (0, 1, 5)),
-        ("80.10.2", (80, 10, 2)),
-        ("unknown", ()),
-    ],
-)
-def test_release_is_the_leading_numbers(version, expected):
-    assert setup_env.release(version) == expected
-
-
-def test_every_requirement_is_pinned_exactly_and_every_python_has_one_line():
-    for name, lines in REQUIREMENTS.items():
-        assert all(re.fullmatch(r'[\w.-]+==[\w.]+(; python_version (<|>=) "3\.11")?', line) for line in lines)
-        assert len(lines) == 1 or [re.search("<|>=", line).group() for line in lines] == ["<", ">="], name
-
-
-def test_complete_interpreter_needs_nothing():
-    assert setup_env.plan(REQUIREMENTS, pinned())[0] == []
-
-
-def test_bare_interpreter_needs_everything_and_has_nothing_to_keep():
-    lines, constraints = setup_env.plan(REQUIREMENTS, dict.fromkeys(REQUIREMENTS))
-    assert lines == [line for group in REQUIREMENTS.values() for line in group]
-    assert constraints == []
-
-
-@pytest.mark.parametrize("version", ["2.4", "2.10.0+cpu", "3.0.1"])
-def test_torch_from_2_4_stays_and_cannot_be_changed(version):
-    lines, constraints = setup_env.plan(REQUIREMENTS, pinned() | {"torch": version, "yacs": None})
-    assert lines == REQUIREMENTS["yacs"]
-    assert f"torch=={version}" in constraints
-
-
-def test_older_torch_is_replaced_together_with_torchvision():
-    lines, constraints = setup_env.plan(REQUIREMENTS, pinned() | {"torch": "2.3.1"})
-    assert lines == REQUIREMENTS["torch"] + REQUIREMENTS["torchvision"]
-    assert not any(line.startswith("torch") for line in constraints)
-
-
-def test_missing_torchvision_follows_the_torch_that_is_there():
-    lines, constraints = setup_env.plan(REQUIREMENTS, pinned() | {"torch": "2.9.1", "torchvision": None})
-    assert lines == ["torchvision"]
-    assert "torch==2.9.1" in constraints
-
-
-def test_other_version_stays_except_that_of_the_formatter():
-    changes = {"numpy": "1.26.4", "opencv-python-headless": "", "ruff": "0.1.0", "setuptools": "82.0"}
-    lines, constraints = setup_env.plan(REQUIREMENTS, pinned() | changes)
-    assert lines == REQUIREMENTS["ruff"]
-    assert "numpy==1.26.4" in constraints
-    assert not any(line.startswith("opencv") for line in constraints)  # its version is not known
-
-
-def test_named_interpreter_is_used_only_with_torch_and_detectron2():
-    complete = interpreter()
-    assert setup_env.choose(complete, named=True) == Path("/some/python")
-    assert setup_env.choose(complete, named=False) == setup_env.VENV_PYTHON
-    for lacking in (
-        interpreter(detectron2=False),
-        interpreter(installed=pinned() | {"torch": None}),
-        interpreter(installed=pinned() | {"torch": "2.3.0"}),
-    ):
-        assert setup_env.choose(lacking, named=True) == setup_env.VENV_PYTHON
-
-
-def test_venv_comes_from_the_base_interpreter_or_from_virtualenv():
-    assert setup_env.venv_command(interpreter())[:3] == ["/base/python", "-m", "venv"]
-    assert setup_env.venv_command(interpreter(venv=False, virtualenv=True))[:3] == ["/some/python", "-m", "virtualenv"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"venv": False}, "apt install python3.12-venv"),
-        ({"python": [3, 9, 18]}, "3.9 is not supported"),
-        ({"python": [3, 14, 0]}, "3.14 is not supported"),
-    ],
-)
-def test_interpreter_that_cannot_serve_is_refused_with_the_mend(changes, message):
-    with pytest.raises(setup_env.SetupError, match=re.escape(message)):
-        setup_env.venv_command(interpreter(**changes))
-
-
-def test_probe_sees_what_this_interpreter_has(monkeypatch, tmp_path):
-    (tmp_path / "detectron2").mkdir()  # a mere folder of that name, such as a clone's parent, is no package
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    state = setup_env.probe()
-    assert state["python"] == list(sys.version_info[:3])
-    assert set(state["installed"]) == set(REQUIREMENTS)
-    assert state["installed"]["pytest"] == pytest.__version__
-    assert setup_env.find_origin("no_such_module") is None
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "detectron2", raising=False)
-    assert setup_env.find_origin("detectron2") is None
-
-
-def fake_python(folder: Path, script: str) -> Path:
-    python = folder / "python"
-    python.write_text(f"#!/bin/sh\n{script}\n")
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    return python
-
-
-def test_pip_shows_large_files_only(tmp_path, capsys):
-    python = fake_python(
-        tmp_path,
-        """echo "Collecting torch==2.11.0"
-        echo "  Downloading torch-2.11.0-cp311-manylinux.whl.metadata (29 kB)"
-        echo "Downloading https://host/path/torch-2.11.0-cp311-manylinux.whl (530.6 MB)"
-        echo "Installing collected packages: torch" """,
-    )
-    setup_env.run_pip(python, "torch")
-    assert capsys.readouterr().out.splitlines() == ["  downloading torch (530.6 MB)", "  unpacking"]
-
-
-def test_pip_failure_shows_its_message_and_a_sentence(tmp_path, capsys):
-    python = fake_python(tmp_path, 'echo "ERROR: No matching distribution found for torch"; exit 1')
-    with pytest.raises(setup_env.SetupError, match="pip could not install"):
-        setup_env.run_pip(python, "torch")
-    assert "No matching distribution" in capsys.readouterr().err
-
-
-def test_failed_pip_leaves_the_set_up_unfinished(monkeypatch, tmp_path):
-    """The next call must start afresh, not take a half-filled .venv for a good one."""
-    monkeypatch.setattr(setup_env, "VENV_PYTHON", tmp_path / ".venv" / "bin" / "python")
-    monkeypatch.setattr(setup_env, "UNFINISHED", tmp_path / ".venv-unfinished")
-    monkeypatch.setattr(setup_env, "LOCK", tmp_path / ".venv-lock")
-    monkeypatch.setattr(setup_env, "venv_command", lambda state: ["true"])
-    monkeypatch.setattr(setup_env, "probe_other", lambda python: interpreter(installed=dict.fromkeys(REQUIREMENTS)))
-
-    def fail(*arguments):
-        raise setup_env.SetupError("pip")
-
-    monkeypatch.setattr(setup_env, "run_pip", fail)
-    with pytest.raises(setup_env.SetupError):
-        setup_env.set_up(interpreter(), named=False)
-    assert setup_env.UNFINISHED.exists()
-
-
-def test_floors_agree_with_setup_py():
-    text = (setup_env.ROOT / "setup.py").read_text()
-    assert '"torch>={}.{}"'.format(*setup_env.FLOORS["torch"]) in text
-    listed = set(re.findall(r'^        "([\w-]+)', text, re.MULTILINE))
-    assert listed <= set(REQUIREMENTS)
-
-
-def test_operators_are_built_again_for_newer_sources_and_another_torch(tmp_path, monkeypatch):
-    sources = tmp_path / "clockdistill" / "layers" / "csrc"
-    sources.mkdir(parents=True)
-    (sources / "kernel.cpp").touch()
-    record = tmp_path / "record.json"
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A complete .venv and a package, in an empty folder."""
+    package = tmp_path / "projects" / "CLoCKDistill" / "clockdistill"
+    for name in ("requirements.txt", "requirements-detectron2.txt"):
+        (tmp_path / name).write_text(f"{name}\n")
+    (package / "layers" / "csrc").mkdir(parents=True)
+    for source in (tmp_path / "setup.py", package / "layers" / "csrc" / "kernel.cpp", package / "__init__.py"):
+        source.touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / ".venv" / "lib" / "python3.12" / "site-packages").mkdir(parents=True)
     monkeypatch.setattr(setup_env, "ROOT", tmp_path)
-    monkeypatch.setattr(setup_env, "PACKAGE_DIR", tmp_path)
-    monkeypatch.setattr(setup_env, "OPERATORS", record)
-    (tmp_path / "setup.py").touch()
-    assert not setup_env.operators_are_current("2.11.0")
-    record.write_text('{"torch": "2.11.0+cu130"}')
-    assert setup_env.operators_are_current("2.11.0")
-    assert not setup_env.operators_are_current("2.12.0")
-    os.utime(sources / "kernel.cpp", (record.stat().st_mtime + 1,) * 2)
-    assert not setup_env.operators_are_current("2.11.0")
+    monkeypatch.setattr(setup_env, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(setup_env, "VENV_PYTHON", python)
+    monkeypatch.setattr(setup_env, "REQUIREMENTS", [tmp_path / path.name for path in setup_env.REQUIREMENTS])
+    monkeypatch.setattr(setup_env, "STAMP", tmp_path / ".venv" / "installed-requirements.txt")
+    monkeypatch.setattr(setup_env, "PACKAGE", package)
+    monkeypatch.setattr(setup_env, "BUILD_RECORD", package / "_C.json")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    setup_env.STAMP.write_text(setup_env.pinned_packages())
+    setup_env.BUILD_RECORD.write_text(json.dumps({"torch": torch.__version__}))
+    return tmp_path
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """The arguments of each call of pip; the final import check passes."""
+    calls = []
+    monkeypatch.setattr(setup_env, "pip_install", lambda python, *arguments: calls.append(arguments))
+    monkeypatch.setattr(setup_env, "CHECK", "")
+    return calls
+
+
+def package_is_current():
+    return setup_env.package_is_current(sys.executable)
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 14)])
+def test_unsupported_python_is_rejected(version):
+    with pytest.raises(SystemExit, match=r"error: python3\.\d+ is not supported: choose one of Python 3\.10 to 3\.13"):
+        setup_env.venv_command(version)
 
 
 @pytest.mark.parametrize(
-    ("problem", "gpu", "nvcc", "current"),
-    [
-        ("no GPU was there at the build", True, True, False),
-        ("no nvcc was found at the build", True, True, False),
-        ("no GPU was there at the build", False, True, True),
-        ("no GPU was there at the build", True, False, True),
-        ("they did not compile", True, True, True),  # nor would they the next time
-    ],
+    ("modules", "expected"), [({"venv", "ensurepip"}, "venv"), ({"venv", "virtualenv"}, "virtualenv")]
 )
-def test_operators_are_built_again_where_cuda_has_become_possible(tmp_path, monkeypatch, problem, gpu, nvcc, current):
-    for name in ("setup.py", "clockdistill/layers/csrc/kernel.cpp", "nvidia0", "bin/nvcc"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch(mode=0o755)
-    record = tmp_path / "record.json"
-    record.write_text(json.dumps({"torch": "2.11.0", "cuda": None, "problem": problem}))
-    for name, value in dict(ROOT=tmp_path, PACKAGE_DIR=tmp_path, OPERATORS=record).items():
-        monkeypatch.setattr(setup_env, name, value)
-    monkeypatch.setattr(setup_env, "GPU", tmp_path / ("nvidia0" if gpu else "none"))
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path if nvcc else tmp_path / "none"))
-    monkeypatch.setenv("PATH", "")
-    assert setup_env.operators_are_current("2.11.0") == current
+def test_venv_is_created_by_venv_or_virtualenv(monkeypatch, modules, expected):
+    monkeypatch.setattr(setup_env, "is_installed", modules.__contains__)
+    assert setup_env.venv_command((3, 12))[:3] == [sys.executable, "-m", expected]
 
 
-@pytest.mark.parametrize(
-    ("record", "line"),
-    [
-        (
-            dict(cpu=True, cuda="13.0", architectures="9.0", problem=""),
-            "Operators compiled for the CPU and for CUDA (9.0)",
-        ),
-        (
-            dict(cpu=True, cuda=None, problem="no nvcc was found"),
-            "Operators compiled for the CPU; without CUDA, since no nvcc was found",
-        ),
-        (
-            dict(cpu=False, cuda=None, problem="they did not compile"),
-            "Operators left to pure PyTorch, since they did not compile",
-        ),
-    ],
-)
-def test_what_was_compiled_is_said(record, line):
-    assert setup_env.describe_operators(record) == line
+def test_missing_venv_module_names_the_package_to_install(monkeypatch):
+    monkeypatch.setattr(setup_env, "is_installed", {"venv"}.__contains__)
+    with pytest.raises(SystemExit, match=r"has no venv module: .*`apt install python3\.12-venv`"):
+        setup_env.venv_command((3, 12))
+
+
+def test_folder_is_not_an_installed_module(monkeypatch, tmp_path):
+    """A clone of Detectron2 next to the project is a folder of that name."""
+    (tmp_path / "some_clone").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not setup_env.is_installed("some_clone")
+    assert setup_env.is_installed("pytest")
+
+
+def test_complete_venv_needs_nothing(project, commands):
+    assert not setup_env.set_up(setup_env.VENV_PYTHON)
+    assert commands == []
+
+
+def test_changed_requirements_are_installed(project, commands):
+    setup_env.REQUIREMENTS[0].write_text("another\n")
+    assert setup_env.set_up(setup_env.VENV_PYTHON)
+    assert [arguments[-1] for arguments in commands] == [*map(str, setup_env.REQUIREMENTS), "."]
+    assert "--require-hashes" in commands[1]
+    assert f"--target={project / '.venv/lib/python3.12/site-packages'}" in commands[1]
+    assert not setup_env.set_up(setup_env.VENV_PYTHON)
+
+
+def test_failed_check_leaves_the_set_up_unfinished(project, commands, monkeypatch):
+    setup_env.STAMP.unlink()
+    monkeypatch.setattr(setup_env, "CHECK", "import no_such_module")
+    with pytest.raises(SystemExit, match="cannot import what the project needs"):
+        setup_env.set_up(setup_env.VENV_PYTHON)
+    assert not setup_env.packages_are_current()
+
+
+def test_other_interpreter_gets_the_package_only(project, commands):
+    setup_env.STAMP.unlink()
+    setup_env.BUILD_RECORD.unlink()
+    assert setup_env.set_up(sys.executable)
+    assert [arguments[-1] for arguments in commands] == ["."]
+
+
+def test_pip_failure_ends_the_set_up(monkeypatch):
+    with pytest.raises(SystemExit, match="error: pip failed, see above"):
+        setup_env.pip_install(sys.executable, "--no-such-option")
+
+
+@pytest.mark.parametrize("source", ["setup.py", "projects/CLoCKDistill/clockdistill/layers/csrc/kernel.cpp"])
+def test_newer_sources_are_compiled_again(project, source):
+    assert package_is_current()
+    os.utime(project / source, (setup_env.BUILD_RECORD.stat().st_mtime + 1,) * 2)
+    assert not package_is_current()
+
+
+def test_operators_are_compiled_again_for_another_torch(project):
+    setup_env.BUILD_RECORD.write_text('{"torch": "2.0.0+cpu"}')
+    assert not package_is_current()
+
+
+def test_package_of_another_folder_is_replaced(project, monkeypatch):
+    monkeypatch.setattr(setup_env, "PACKAGE", setup_env.PACKAGE.rename(project / "clockdistill"))
+    monkeypatch.setattr(setup_env, "BUILD_RECORD", setup_env.PACKAGE / "_C.json")
+    assert not package_is_current()
+
+
+def test_every_dependency_is_pinned():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r'[\w.-]+==[\w.]+(; python_version (<|>=) "3\.11")?', line) for line in lines)
+    listed = re.findall(r'^        "([\w-]+)', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    assert "torch" in listed
+    assert set(listed) <= {line.split("==")[0] for line in lines}
+
+
+def test_pre_commit_runs_the_pinned_ruff():
+    version = re.search(r"^ruff==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE).group(1)
+    assert f"rev: v{version}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
+
+
+def test_citation_has_the_version_of_the_package():
+    assert f"\nversion: {clockdistill.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Times the reading of a KITTI folder and KITTI's metric, on random boxes, on one core.
+"""Time the reading of a KITTI data set, and KITTI's metric, with random boxes on one core.
 
-As many labels as the training set has, as many evaluated images as the usual validation split; images are of KITTI's
-size and of one colour, since before training only their headers and ends are read.
+By default there are as many labels as in the training set, and as many evaluated images as in the usual validation
+split. Images have KITTI's size but a single color, since only their headers and ends are read before training.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from clockdistill.data.kitti import parse_lines, read_kitti
 from clockdistill.evaluation.kitti import KITTIEvaluator
 
 NAME = "kitti_benchmark"
-# objects of the training set in thousands
+# objects in the training set, in thousands
 TYPES = dict(Car=28.7, Van=2.9, Truck=1.1, Pedestrian=4.5, Person_sitting=0.2, Cyclist=1.6, Tram=0.5, DontCare=11.3)
-OBJECTS = 6.9  # lines of a label file, on average
-NEAR = 5  # detections around an object, before the rest of an image's detections lie anywhere
+OBJECTS = 6.9  # mean number of lines in a label file
+NEAR = 5  # detections around each object; the others are anywhere in the image
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(count, 4) of the sizes that cars have in the distance and nearby."""
+    """Return (count, 4) boxes with the sizes of cars, distant to near, as left, top, right, bottom in pixels."""
     height = np.exp(rng.normal(np.log(45), 0.7, count)).clip(8, 300)
     width = height * rng.uniform(0.4, 2.2, count)
     left, top = rng.uniform(0, 1242 - width.clip(max=1200)), rng.uniform(0, 375 - height)
@@ -54,11 +54,10 @@ def random_record(rng: np.random.Generator, image_id: int) -> dict:
 
 
 def random_detections(rng: np.random.Generator, record: dict, count: int) -> Instances:
-    """Some around each object, which have the higher scores, and the rest anywhere."""
-    objects = [a for a in record["annotations"] if not a["iscrowd"]] * NEAR
+    """Return detections around each object, which have the higher scores, and others anywhere."""
+    objects = ([a for a in record["annotations"] if not a["iscrowd"]] * NEAR)[:count]
     boxes, labels = random_boxes(rng, count), rng.integers(len(KITTI_CLASSES), size=count)
     scores = 0.4 * rng.random(count) ** 3
-    objects = objects[:count]
     if objects:
         near = np.array([a["bbox"] for a in objects])
         extent = np.tile(near[:, 2:] - near[:, :2], 2)
@@ -73,7 +72,7 @@ def random_detections(rng: np.random.Generator, record: dict, count: int) -> Ins
 
 
 def write_kitti(root: Path, records: list[dict]) -> None:
-    """Records in KITTI's layout, all of them in the split `train`."""
+    """Write records in KITTI's layout, all in the split `train`."""
     for folder in ("training/image_2", "training/label_2", "ImageSets"):
         (root / folder).mkdir(parents=True)
     image = root / "image.png"
@@ -90,8 +89,8 @@ def write_kitti(root: Path, records: list[dict]) -> None:
 
 
 def time_reading(records: list[dict]) -> dict[str, float]:
-    """Seconds by what is read, each the least of three."""
-    seconds = {"labels, parsed": [], "labels, parsed before": [], "the data set, before training": []}
+    """Return the seconds for each kind of reading, the best of three runs."""
+    seconds = {"labels": [], "labels, cached": [], "data set, before training": []}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_kitti(root, records)
@@ -105,14 +104,14 @@ def time_reading(records: list[dict]) -> dict[str, float]:
             parse_lines.cache_clear()
             start = time.perf_counter()
             loaded, faults = read_kitti(root, "train", KITTI_CLASSES)
-            seconds["the data set, before training"].append(time.perf_counter() - start)
+            seconds["data set, before training"].append(time.perf_counter() - start)
             if faults or len(loaded) != len(records):
                 raise RuntimeError(f"{len(loaded)} of {len(records)} images, {len(faults)} faults: {faults[:3]}")
     return {name: min(values) for name, values in seconds.items()}
 
 
 def time_evaluation(records: list[dict], outputs: list[dict]) -> tuple[float, dict[str, float]]:
-    """Seconds, result files included, and KITTI's results."""
+    """Return the seconds to evaluate, including the result files, and KITTI's results."""
     DatasetCatalog.register(NAME, lambda: records)
     MetadataCatalog.get(NAME).thing_classes = list(KITTI_CLASSES)
     with tempfile.TemporaryDirectory() as folder:
@@ -126,9 +125,9 @@ def time_evaluation(records: list[dict], outputs: list[dict]) -> tuple[float, di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labels", type=int, default=7481, help="files that are read (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=3769, help="that are evaluated (default: %(default)s)")
-    parser.add_argument("--detections", type=int, default=300, help="of an image (default: %(default)s)")
+    parser.add_argument("--labels", type=int, default=7481, help="label files to read (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=3769, help="images to evaluate (default: %(default)s)")
+    parser.add_argument("--detections", type=int, default=300, help="detections per image (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -140,7 +139,7 @@ def main() -> None:
     outputs = [dict(instances=random_detections(rng, record, args.detections)) for record in records]
     seconds, results = time_evaluation(records, outputs)
     rows.append(["KITTI's metric", f"{len(records)} images, {len(records) * args.detections} detections", seconds])
-    print(tabulate(rows, ["what", "of", "seconds"], tablefmt="pipe", floatfmt=".2f"))
+    print(tabulate(rows, ["task", "size", "seconds"], tablefmt="pipe", floatfmt=".2f"))
     print("\n" + ", ".join(f"{key} {value:.1f}" for key, value in results.items() if key.endswith("AP40")))
 
 

@@ -1,9 +1,11 @@
 #!/usr/bin/env python
-"""The method in under ten minutes on two cores; `make demo` runs it.
+"""Compare a small student trained with and without distillation, in under ten minutes on two cores.
 
 tools/demo.py                  one seed: a table, results.json, curves.png and comparison_*.png in output/demo/dino
-tools/demo.py --seeds 0 1 2    the same pair of trainings for every seed: a table and output/demo/dino/seeds.json
-tools/demo.py --families dino deformable_detr dab_detr --seeds 0 1 2    the same for each family
+tools/demo.py --seeds 0 1 2    several seeds: a table and output/demo/dino/seeds.json
+tools/demo.py --families dino deformable_detr dab_detr --seeds 0 1 2    several families
+
+`make demo` runs the first of these.
 """
 
 import argparse
@@ -26,27 +28,29 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
 
-import clockdistill.data  # noqa: F401  its import registers the data sets
+import clockdistill.data  # noqa: F401  registers the data sets
+import families
 from clockdistill.engine import load_config, load_model
 from clockdistill.errors import UserError
 from clockdistill.evaluation.pictures import plot_curves, save_comparisons
 from clockdistill.evaluation.results import comparison_table, write_json
 
-# Everything below is relative to the repository, which the demo makes its working directory.
+# The demo changes to the root of the repository; all other paths are relative to it.
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = ("dino", "deformable_detr", "dab_detr")
 CONFIG = "projects/CLoCKDistill/configs/{0}/{0}_{1}_street.py"
 BACKBONES = {"teacher": "r18_small", "student": "r18_tiny", "distilled": "r18_small_to_tiny"}
 TEACHER_CHECKPOINT = "projects/CLoCKDistill/demo/{0}_r18_small_street.pth"
+# the families with a teacher for the demo
+FAMILIES = [family for family in families.MODELS if (ROOT / TEACHER_CHECKPOINT.format(family)).is_file()]
 OUTPUT = Path("output/demo")
 
 TRAIN_IMAGES, VAL_IMAGES, DATA_SEED = 800, 200, 0
 PICTURES = 4
-MIN_OBJECTS = 4  # in a validation image that is worth a picture
+MIN_OBJECTS = 4  # in each picture
 
 PAIR = ("student", "distilled")
 TITLES = {"student": "Student", "distilled": "Distilled student", "teacher": "Teacher"}
-PROGRESS = re.compile(r"eta: .+?(?=  \w*loss_)")  # of Detectron2's line of progress: without the single losses
+PROGRESS = re.compile(r"eta: .+?(?=  \w*loss_)")  # Detectron2's progress up to the total loss
 PROGRESS_PERIOD = 10  # seconds
 
 START = time.monotonic()
@@ -63,10 +67,10 @@ def config_of(family: str, name: str) -> str:
 
 def make_data() -> None:
     root = Path(os.environ["DETECTRON2_DATASETS"], "street_scenes")
-    announce(f"Data: {TRAIN_IMAGES} + {VAL_IMAGES} street scenes")
+    announce(f"Generating {TRAIN_IMAGES} training and {VAL_IMAGES} validation images")
     options = ["--train", str(TRAIN_IMAGES), "--val", str(VAL_IMAGES), "--seed", str(DATA_SEED)]
     if subprocess.run([sys.executable, "datasets/make_street_scenes.py", "--root", str(root), *options]).returncode:
-        raise UserError("the street scenes could not be made: the message above says why")
+        raise UserError("cannot generate the street scenes: see the message above")
 
 
 def train_net(
@@ -75,15 +79,15 @@ def train_net(
     *arguments: str,
     name: str = "",
     threads: int | None = None,
-    given_up: threading.Event | None = None,
+    abort: threading.Event | None = None,
 ) -> None:
-    """Train or evaluate from a clean folder; some lines of its progress are passed on.
+    """Run train_net.py in an empty output folder and print its progress from time to time.
 
     Args:
         config, output_dir, arguments: for train_net.py.
-        name: what its progress is shown under.
-        threads: to compute with; all cores without it.
-        given_up: when it is set the training ends early, with an error.
+        name: printed in front of the progress.
+        threads: number of threads (default: all cores).
+        abort: stops the run when it is set.
     """
     shutil.rmtree(output_dir, ignore_errors=True)
     command = [sys.executable, "projects/CLoCKDistill/train_net.py", "--config-file", config, *arguments]
@@ -91,7 +95,7 @@ def train_net(
     environment = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
     shown = time.monotonic()
     last_lines = deque(maxlen=20)
-    # one pipe for all: two progress bars would overwrite one another
+    # not to the terminal, where the progress bars of two processes would overwrite each other
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
         for line in process.stdout:
@@ -100,42 +104,35 @@ def train_net(
             if progress and time.monotonic() - shown > PROGRESS_PERIOD:
                 shown = time.monotonic()
                 print(f"       {name:{max(map(len, PAIR))}}  {progress[0]}", flush=True)
-            if given_up and given_up.is_set():
+            if abort and abort.is_set():
                 process.terminate()
     if process.returncode:
-        if not (given_up and given_up.is_set()):
+        if not (abort and abort.is_set()):
             sys.stderr.writelines(last_lines)
         raise UserError(
-            f"train_net.py failed with {config}: the message above or {output_dir}/log.txt says why "
-            f"(exit status {process.returncode})"
+            f"train_net.py failed with {config} (exit status {process.returncode}): see the message above or "
+            f"{output_dir}/log.txt"
         )
 
 
 def train_pair(family: str, seed: int, folder: Path) -> dict[str, dict[str, float]]:
-    """AP, AP50 and so on of the same student without and with distillation: same seed, data and iterations."""
-    announce(f"Training the student of {family} without and with distillation, seed {seed}")
-    # side by side on half of the cores each: so small a model keeps one core busier than two
-    threads = max(1, (os.cpu_count() or 2) // 2)
-    given_up = threading.Event()
+    """Train the same student without and with distillation and return their COCO metrics."""
+    announce(f"Training the {family} student without and with distillation, seed {seed}")
+    # in parallel on half of the cores each, because one small model cannot keep all cores busy
+    options = dict(threads=max(1, (os.cpu_count() or 2) // 2), abort=(abort := threading.Event()))
+    results = {}
     with ThreadPoolExecutor(len(PAIR)) as pool:
         runs = {
             pool.submit(
-                train_net,
-                config_of(family, name),
-                folder / name,
-                f"train.seed={seed}",
-                name=name,
-                threads=threads,
-                given_up=given_up,
+                train_net, config_of(family, name), folder / name, f"train.seed={seed}", name=name, **options
             ): name
             for name in PAIR
         }
-        results = {}
         for run in as_completed(runs):
             try:
                 run.result()
             except UserError:
-                given_up.set()  # nobody waits for the other to hear of it
+                abort.set()  # the other run, which the pool would wait for
                 raise
             name = runs[run]
             results[name] = read_json(folder / name / "results.json")["bbox"]
@@ -144,7 +141,7 @@ def train_pair(family: str, seed: int, folder: Path) -> dict[str, dict[str, floa
 
 
 def one_seed(family: str, seed: int) -> str:
-    """Train, evaluate and draw; the table of results."""
+    """Train the pair, compare it with the teacher, draw curves and pictures, and return the table."""
     folder = OUTPUT / family
     for old in (folder / "results.json", folder / "curves.png", *folder.glob("comparison_*.png")):
         old.unlink(missing_ok=True)
@@ -166,35 +163,34 @@ def one_seed(family: str, seed: int) -> str:
     draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()}, str(folder))
 
     write_json(results, folder / "results.json")
-    announce(f"Done with {family}; results.json, curves.png and comparison_*.png are in {folder.resolve()}")
+    announce(f"Done: results.json, curves.png and comparison_*.png are in {folder.resolve()}")
     return comparison_table({TITLES[name]: result for name, result in results.items()})
 
 
 def several_seeds(family: str, seeds: list[int]) -> str:
-    """Train the pair for every seed; the table of the seeds."""
+    """Train the pair with every seed and return the table."""
     folder = OUTPUT / family
     (folder / "seeds.json").unlink(missing_ok=True)
-    results = {seed: train_pair(family, seed, folder / f"seed{seed}") for seed in seeds}
-    summary = summarise(results)
+    summary = summarize({seed: train_pair(family, seed, folder / f"seed{seed}") for seed in seeds})
     write_json(summary, folder / "seeds.json")
-    announce(f"Done with {family}; seeds.json is in {folder.resolve()}")
+    announce(f"Done: seeds.json is in {folder.resolve()}")
     return seeds_table(summary)
 
 
 def draw_pictures(cfg: DictConfig, models: dict[str, nn.Module], folder: str) -> None:
-    """Validation images at even distances among those with some objects: nobody chose them."""
+    """Draw predictions on evenly spaced validation images, of those with enough objects."""
     inputs, records = instantiate(cfg.dataloader.test).dataset, instantiate(cfg.dataloader.test.dataset)
     objects = [sum(not a.get("iscrowd") for a in record["annotations"]) for record in records]
-    worthy = [i for i, count in enumerate(objects) if count >= MIN_OBJECTS]
-    chosen = worthy[:: max(1, len(worthy) // PICTURES)][:PICTURES]
+    candidates = [i for i, count in enumerate(objects) if count >= MIN_OBJECTS]
+    chosen = candidates[:: max(1, len(candidates) // PICTURES)][:PICTURES]
     names = MetadataCatalog.get(cfg.dataloader.test.dataset.names).thing_classes
     save_comparisons(models, [inputs[i] for i in chosen], [records[i] for i in chosen], names, folder)
 
 
-def summarise(results: dict[int, dict[str, dict[str, float]]]) -> dict:
-    """The AP of student and distilled student over seeds, their difference, and the mean and spread of each.
+def summarize(results: dict[int, dict[str, dict[str, float]]]) -> dict:
+    """Collect the AP of both students and their difference, with mean and sample standard deviation over the seeds.
 
-    The spread is the sample standard deviation, None for a single seed.
+    The standard deviation of a single seed is None.
     """
     ap = {name: [pair[name]["AP"] for pair in results.values()] for name in PAIR}
     ap["difference"] = [distilled - student for student, distilled in zip(ap["student"], ap["distilled"], strict=True)]
@@ -204,16 +200,13 @@ def summarise(results: dict[int, dict[str, dict[str, float]]]) -> dict:
 
 
 def seeds_table(summary: dict) -> str:
-    columns = ("student", "distilled", "difference")
-    signs = ("", "", "+")
+    def cells(student: float, distilled: float, difference: float) -> list[str]:
+        return [f"{student:.1f}", f"{distilled:.1f}", f"{difference:+.1f}"]
 
-    def cells(values: list[float]) -> list[str]:
-        return [f"{value:{sign}.1f}" for value, sign in zip(values, signs, strict=True)]
-
-    rows = [[seed, *cells([summary["AP"][name][i] for name in columns])] for i, seed in enumerate(summary["seeds"])]
-    spread = ["" if summary["std"][name] is None else f" ± {summary['std'][name]:.1f}" for name in columns]
-    means = cells([summary["mean"][name] for name in columns])
-    rows.append(["mean ± std", *(mean + std for mean, std in zip(means, spread, strict=True))])
+    rows = [[seed, *cells(*ap)] for seed, *ap in zip(summary["seeds"], *summary["AP"].values(), strict=True)]
+    means = cells(*summary["mean"].values())
+    stds = ["" if std is None else f" ± {std:.1f}" for std in summary["std"].values()]
+    rows.append(["mean ± std", *(mean + std for mean, std in zip(means, stds, strict=True))])
     headers = ["seed", "AP of the student", "AP of the distilled student", "difference"]
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", "right", "right", "right"))
 
@@ -224,8 +217,8 @@ def read_json(path: Path) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="compare over several seeds")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=["dino"], help="dino without it")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="train the pair with each of these")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=["dino"], help="(default: dino)")
     args = parser.parse_args()
     datasets = os.environ.get("DETECTRON2_DATASETS") or ROOT / "datasets"
     os.environ["DETECTRON2_DATASETS"] = str(Path(datasets).expanduser().absolute())

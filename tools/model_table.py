@@ -1,13 +1,12 @@
 #!/usr/bin/env python
-"""Prints parameters and multiply-adds of the models of all configs, a row for every model, as a Markdown table.
+"""Print a Markdown table of the parameters and multiply-adds of all configs' models, and of the families' variants.
 
-Multiply-adds are those of inference on one image as its config shows it at evaluation, counted by fvcore; see
+Multiply-adds are counted by fvcore in inference, on one image at the config's test size; see
 `clockdistill.evaluation.cost.count_flops`.
 """
 
 import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +16,17 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from tqdm import tqdm
 
+import families
 from clockdistill.engine import load_config
 from clockdistill.errors import UserError
 from clockdistill.evaluation.cost import blank_image, count_flops, count_parameters
 
-CONFIGS = Path(__file__).parents[1] / "projects" / "CLoCKDistill" / "configs"
-# height and width of a data set's images; COCO's vary, and these are shown as 800x1333, the most that configs allow
+# height and width of a data set's images; those of COCO vary, and this size becomes the largest, 800x1333
 IMAGES = {"kitti_val": (375, 1242), "coco_2017_val": (480, 800), "street_val": (96, 320)}
 
 
 def image_size(dataloader: DictConfig) -> tuple[int, int] | None:
-    """Height and width at which a config shows an image of its test set to the model; None for data of one's own."""
+    """Get height and width of the model's input for an image of the test set; None for other data sets."""
     name = dataloader.test.dataset.names
     if name not in IMAGES:
         return None
@@ -36,25 +35,24 @@ def image_size(dataloader: DictConfig) -> tuple[int, int] | None:
     return image.image.shape[:2]
 
 
-def rows(paths: Iterable[Path]) -> list[dict]:
-    """One for every model that configs have at some image size, with the names of those configs."""
-    found = []
-    for path in paths:
-        cfg = load_config(str(path))
+def rows(configs: dict[str, DictConfig]) -> list[dict]:
+    """Count parameters and multiply-adds, once for all configs with the same model and image size."""
+    rows = []
+    for name, cfg in configs.items():
         model, size = cfg.model, image_size(cfg.dataloader)
-        row = next((row for row in found if (row["model"], row["size"]) == (model, size)), None)
+        row = next((row for row in rows if (row["model"], row["size"]) == (model, size)), None)
         if row is None:
             row = dict(model=model, size=size, names=[])
-            found.append(row)
-        row["names"].append(path.stem)
-    for row in tqdm(found, desc="models", unit="model", file=sys.stderr):
+            rows.append(row)
+        row["names"].append(name)
+    for row in tqdm(rows, desc="models", unit="model", file=sys.stderr):
         model = instantiate(row["model"]).eval()
         flops = count_flops(model, blank_image(*row["size"])) if row["size"] else None
         row.update(parameters=count_parameters(model), flops=flops)
-    return found
+    return rows
 
 
-def table(found: list[dict]) -> str:
+def table(rows: list[dict]) -> str:
     cells = [
         (
             ", ".join(f"`{name}`" for name in row["names"]),
@@ -62,7 +60,7 @@ def table(found: list[dict]) -> str:
             f"{row['parameters'] / 1e6:.2f}",
             f"{row['flops'] / 1e9:#.4g}" if row["flops"] else "",
         )
-        for row in found
+        for row in rows
     ]
     headers = ("configs", "image", "parameters (M)", "GFLOPs")
     return tabulate(cells, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", "left", "right", "right"))
@@ -70,11 +68,13 @@ def table(found: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="*", type=Path, help="config files; all that are shipped, where none is named")
+    parser.add_argument("configs", nargs="*", type=Path, help="config files (default: all)")
     paths = parser.parse_args().configs
-    paths = paths or sorted(path for path in CONFIGS.rglob("*.py") if "common" not in path.parts)
     try:
-        print(table(rows(paths)))
+        configs = {path.stem: load_config(str(path)) for path in paths or families.TRAINING_CONFIGS}
+        if not paths:
+            configs |= {name: families.training_config(name) for name, changes in families.VARIANTS.items() if changes}
+        print(table(rows(configs)))
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -1,10 +1,12 @@
-"""Draws street scenes with the labels of KITTI's 2D object benchmark.
+"""Synthetic street scenes with labels in the format of KITTI's 2D object benchmark.
 
-A pin-hole camera looks along a street with objects of real sizes at real distances. Everything is drawn with OpenCV
-from back to front, at three times the size, so that the share of each object that is seen is known, not guessed.
+A pinhole camera looks along a street in which objects have realistic sizes and positions. OpenCV draws everything back
+to front at three times the final resolution, so the visible share of every object is counted exactly.
 
-Axes. Camera: x right, y down, z ahead, metres (KITTI's). Object: l ahead, h up, w to the side, origin on the ground
-under its middle. Road: s along, t to the right, origin on the road's middle line beside the camera.
+Coordinate systems:
+    Camera (KITTI's): x right, y down, z forward, in meters.
+    Object: l forward, h up, w sideways; the origin lies on the ground below the object's center.
+    Road: s along it, t to the right; the origin lies on the center line, level with the camera.
 """
 
 import numpy as np
@@ -13,12 +15,16 @@ from .labels import label_lines
 from .painting import paint_scene, photograph
 from .scene import compose
 
-VERSION = 3  # of the pictures: raise it whenever the same seed draws something else
+VERSION = 3  # of the pictures: increment it whenever a seed yields different ones
 
 
 def draw_scene(seed, index, size):
-    """Scene number `index` at `size` (width, height): the picture (H, W, 3), uint8 BGR; its label lines; its camera."""
+    """Draw scene number `index` at `size` (width, height).
+
+    Returns:
+        The picture (H, W, 3), uint8 BGR; the lines of its label file; its camera.
+    """
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
     scene = compose(rng, *size)
-    canvas, things, halos = paint_scene(scene, rng)
-    return photograph(canvas, halos, rng), label_lines(things, canvas), scene.camera
+    canvas, objects, halos = paint_scene(scene, rng)
+    return photograph(canvas, halos, rng), label_lines(objects, canvas), scene.camera

@@ -1,6 +1,6 @@
-"""Sky, a far skyline, and the ground with its lanes, markings, pavement and shadows.
+"""The sky, the skyline, and the ground with its lane markings, sidewalks and shadows.
 
-Colours are planes, (3, H, W): an operation with one value a pixel then runs along the rows.
+Colors are planes (3, H, W), so that per-pixel factors (H, W) broadcast over contiguous rows.
 """
 
 from functools import lru_cache
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from .camera import NEAR, SUPERSAMPLING
-from .colours import LEAVES, WALLS, grey, palette, pick
+from .colors import LEAVES, WALLS, gray, palette, pick
 
 SLABS = palette("a8a49c b8b0a4 98948e a89888")
 VERGES = np.concatenate([LEAVES, palette("8a8478 7a7468 a09888")])
@@ -18,7 +18,7 @@ BACKGROUNDS = np.concatenate([LEAVES, WALLS])
 
 @lru_cache(maxsize=1)
 def noise_tile():
-    """(512, 512) float32 of zero mean and unit variance that tiles: 1/f noise."""
+    """Return tileable 1/f noise (512, 512), float32, of zero mean and unit variance."""
     spectrum = np.fft.rfft2(np.random.default_rng(0).normal(size=(512, 512)))
     frequency = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512)[None])
     frequency[0, 0] = np.inf
@@ -27,13 +27,13 @@ def noise_tile():
 
 
 def tiled_noise(x, y):
-    """The noise at these places of the endless tiling, arrays of one shape."""
+    """Sample the tiled noise at coordinates x and y of equal shape."""
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
     return cv2.remap(noise_tile(), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
 
 def as_picture(planes):
-    """(3, H, W) -> (H, W, 4), uint8, that shows no object."""
+    """Planes (3, H, W) -> canvas pixels (H, W, 4), uint8, without objects."""
     planes = [np.minimum(np.maximum(plane, 0), 255).astype(np.uint8) for plane in planes]
     return cv2.merge([*planes, np.zeros_like(planes[0])])
 
@@ -49,13 +49,13 @@ def paint_backdrop(scene, canvas, rng):
 
     z = camera.focal * camera.height / np.maximum(v[split:] - camera.cy, 0.08)[:, None]
     x = (u - camera.cx) * z / camera.focal
-    ground = ground_colours(scene, x, z, rng)
+    ground = ground_colors(scene, x, z, rng)
     light_ground(scene, ground, z, split)
     canvas.pixels[split:] = as_picture(ground)
 
 
 def sky(scene, u, v, rng):
-    """Planes of the sky with its clouds, at columns u and rows v."""
+    """Return planes of the cloudy sky at columns u and rows v."""
     camera, light = scene.camera, scene.light
     rise = np.clip((camera.cy - v) / camera.cy, 0, 1)[:, None]
     horizon, zenith = light.horizon[:, None, None], light.zenith[:, None, None]
@@ -69,34 +69,34 @@ def sky(scene, u, v, rng):
 
 
 def paint_skyline(scene, pixels, u, v, rng):
-    """Trees and roofs far away, over pixels (H, W, 4) at columns u and rows v."""
+    """Paint distant trees and roofs over pixels (H, W, 4) at columns u and rows v."""
     camera, light = scene.camera, scene.light
     along = rng.uniform(0, 512) + u[None] * (512 / camera.width)
     edge = tiled_noise(along, np.full(along.shape, rng.uniform(0, 512)))[0]
     steps = np.repeat(rng.uniform(0, 1, 60), -(-len(u) // 60))[: len(u)]
     skyline = camera.cy - camera.height_px * (0.04 + 0.03 * np.abs(edge) + rng.uniform(0, 0.08) * steps)
-    colour = pick(rng, BACKGROUNDS) * (light.ambient + light.sun * 0.4)
-    far = np.clip(light.veil(colour, rng.uniform(60, 130)), 0, 255)
+    color = pick(rng, BACKGROUNDS) * (light.ambient + light.sun * 0.4)
+    far = np.clip(light.apply_haze(color, rng.uniform(60, 130)), 0, 255)
     pixels[v[:, None] > skyline] = [*far, 0]
 
 
-def ground_colours(scene, x, z, rng):
-    """Planes of the ground's own colours at the points x (H, W), z (H, 1), camera axes."""
-    # Python's floats leave the arrays in float32
-    half, pavement, offset, yaw = (float(n) for n in (scene.half, scene.pavement, scene.offset, scene.yaw))
+def ground_colors(scene, x, z, rng):
+    """Return planes of the ground's albedo at points x (H, W), z (H, 1) in camera axes."""
+    # Python floats keep the arrays in float32
+    half, sidewalk, offset, yaw = (float(n) for n in (scene.half_width, scene.sidewalk, scene.offset, scene.yaw))
     c, sn = float(np.cos(yaw)), float(np.sin(yaw))
     s, t = z * c + x * sn, x * c - z * sn + offset
     away = np.abs(t)
-    noise = tiled_noise(s * 40, t * 40) * np.minimum(1, 14 / z)  # what is too fine for that distance would flicker
+    noise = tiled_noise(s * 40, t * 40) * np.minimum(1, 14 / z)  # fade out where pixels undersample it
     noise += 0.5 * tiled_noise(s * 3 + 99, t * 3)
-    asphalt = grey(rng.uniform(70, 120)) + rng.normal(0, 3, 3)
+    asphalt = gray(rng.uniform(70, 120)) + rng.normal(0, 3, 3)
     slabs, verge = pick(rng, SLABS), pick(rng, VERGES)
     zones = np.array([asphalt, slabs * 1.18, slabs, verge], np.float32)
-    zone = (away > half).astype(np.uint8) + (away >= half + 0.16) + (away > half + pavement)
+    zone = (away > half).astype(np.uint8) + (away >= half + 0.16) + (away > half + sidewalk)
     ground = np.take(zones.T, zone, axis=1)
 
-    close = np.s_[np.count_nonzero(z >= 18) :]  # rows: joints farther away cannot be seen
-    joint = ((t[close] % 0.8 < 0.04) | (s[close] % 0.8 < 0.04)) & (zone[close] > 0) & (away[close] < half + pavement)
+    close = np.s_[np.count_nonzero(z >= 18) :]  # rows: joints farther away are invisible
+    joint = ((t[close] % 0.8 < 0.04) | (s[close] % 0.8 < 0.04)) & (zone[close] > 0) & (away[close] < half + sidewalk)
     ground[:, close] *= np.where(joint, np.float32(0.82), 1)
     ground *= 1 + 0.075 * noise
     ground *= np.where(away < half, 1 - np.cos(t / half * np.pi * 2) * 0.05, 1)
@@ -107,7 +107,7 @@ def ground_colours(scene, x, z, rng):
 
 
 def lane_marks(s, t, half, rng):
-    """Where the road is painted, bool, at the points s, t of the road."""
+    """Return a mask of the lane markings at points s, t of the road."""
     away = np.abs(t)
     road = away < half
     marks = dashed(away < 0.07, s, 9, 4.5)
@@ -123,18 +123,18 @@ def lane_marks(s, t, half, rng):
 
 
 def dashed(mask, along, period, length):
-    """The mask, cut into dashes."""
+    """Cut a mask into dashes, in place."""
     mask[mask] = along[mask] % period < length
     return mask
 
 
 def light_ground(scene, ground, z, split):
-    """Shadows, the sun and haze over the ground's planes (3, H, W), at distances z (H, 1)."""
+    """Apply shadows, sunlight and haze to the ground's planes (3, H, W) at distances z (H, 1), in place."""
     light = scene.light
     strong = float(light.sun.mean() / (light.sun + light.ambient).mean())
     shade = np.ones(ground.shape[1:], np.float32)
-    shadows = [shadow for thing in scene.things for shadow in shadows_of(thing, scene.camera, light, strong)]
-    for share, points in sorted(shadows, key=lambda shadow: -shadow[0]):  # where two fall, the darker is seen
+    shadows = [shadow for obj in scene.objects for shadow in shadows_of(obj, scene.camera, light, strong)]
+    for share, points in sorted(shadows, key=lambda shadow: -shadow[0]):  # the darkest one is painted last
         pixels = scene.camera.project(points) * SUPERSAMPLING - (0, split)
         hull = cv2.convexHull(np.clip(pixels, -4000, 4000).astype(np.float32)).astype(np.int32)
         cv2.fillConvexPoly(shade, hull, share)
@@ -145,18 +145,18 @@ def light_ground(scene, ground, z, split):
     ground += light.horizon[:, None, None] * (1 - seen)
 
 
-def shadows_of(thing, camera, light, strong):
-    """Where the thing keeps the sun off the ground, and, whatever the weather, right beneath it.
+def shadows_of(obj, camera, light, strong):
+    """Yield the object's cast shadow and its contact shadow.
 
-    Each is the share of light that is left and points (n, 3), camera axes, whose hull it is.
+    Each is the share of light that remains, and points (n, 3) in camera axes with the shadow as their convex hull.
     """
-    height = thing.model.size[1]
-    foot = thing.to_camera(thing.base * 1.04)
+    height = obj.model.size[1]
+    foot = obj.to_camera(obj.base * 1.04)
     reach = -light.direction / max(0.25, -light.direction[1]) * min(height, 6)
     cast = foot + [reach[0], 0, reach[2]]
     cast[:, 1] = camera.height
     share = 1 - 0.9 * strong
-    if share < 0.45 and thing.kind is None and height > 3:
+    if share < 0.45 and obj.kind is None and height > 3:
         share = 0.6
     for left, points in ((share, np.concatenate([foot, cast])), (0.45, foot)):
         points = points[points[:, 2] > NEAR]

@@ -1,8 +1,8 @@
-"""What stands along a street and has no label, some of it easily taken for what has. Lengths in metres."""
+"""Unlabeled objects along the street, some of them easily mistaken for labeled ones. Lengths are in meters."""
 
 import numpy as np
 
-from .colours import CAR_PAINTS, CLOTHES, LEAVES, SKINS, TROUSERS, WALLS, choose, grey, palette, pick
+from .colors import CAR_PAINTS, CLOTHES, LEAVES, SKINS, TROUSERS, WALLS, choose, gray, palette, pick
 from .people import make_bicycle
 from .shapes import Model, add_wheels, cuboid, limb, rectangle
 
@@ -35,30 +35,30 @@ def make_tree(rng, light):
 
 
 def make_post(rng, light):
-    """Bollards, hydrants and stumps: as tall and wide as a person far away."""
+    """Bollards, hydrants and stumps, which resemble distant people."""
     height, radius = rng.uniform(0.7, 1.7), rng.uniform(0.08, 0.2)
-    colour, cap = pick(rng, POSTS), pick(rng, CAPS)
-    limbs = [limb((0, radius, 0), (0, height - radius, 0), radius, colour)]
+    color, cap = pick(rng, POSTS), pick(rng, CAPS)
+    limbs = [limb((0, radius, 0), (0, height - radius, 0), radius, color)]
     limbs.append(limb((0, height, 0), (0, height, 0), radius * rng.uniform(0.6, 1.0), cap))
     return Model(limbs=limbs)
 
 
 def make_lamp(rng, light):
-    height, colour, reach = rng.uniform(4.5, 7.5), grey(rng.uniform(50, 130)), rng.uniform(0.6, 1.6)
-    box = cuboid(0.3, 0.12, 0.6, np.array([190.0, 225, 240]) if light.dark else colour, height - 0.1)
+    height, color, reach = rng.uniform(4.5, 7.5), gray(rng.uniform(50, 130)), rng.uniform(0.6, 1.6)
+    box = cuboid(0.3, 0.12, 0.6, np.array([190.0, 225, 240]) if light.dark else color, height - 0.1)
     if light.dark:
         box.on_sides(box.profile, LAMPLIGHT, 1.3)
         for edge in (0, 3):
             box.on_edge(edge, (-1, 1), (0, 1), LAMPLIGHT, 1.3)
-    mast = limb((0, 0, reach), (0, height, reach), 0.07, colour)
-    return Model([box], [mast, limb((0, height, reach), (0, height, 0), 0.05, colour)])
+    mast = limb((0, 0, reach), (0, height, reach), 0.07, color)
+    return Model([box], [mast, limb((0, height, reach), (0, height, 0), 0.05, color)])
 
 
 def make_sign(rng, light):
-    height, back = rng.uniform(1.9, 2.8), grey(rng.uniform(90, 150))
-    colour, inner = SIGNS[rng.permutation(len(SIGNS))[:2]]
+    height, back = rng.uniform(1.9, 2.8), gray(rng.uniform(90, 150))
+    color, inner = SIGNS[rng.permutation(len(SIGNS))[:2]]
     wide = rng.uniform(0.3, 0.45)
-    panel = cuboid(0.04, 2 * wide, 2 * wide, colour, height - wide)
+    panel = cuboid(0.04, 2 * wide, 2 * wide, color, height - wide)
     panel.on_edge(1, (-0.7, 0.7), (0.15, 0.85), inner)
     panel.on_edge(3, (-0.7, 0.7), (0.15, 0.85), inner if rng.random() < 0.5 else back)
     return Model([panel], [limb((-0.05, 0, 0), (-0.05, height, 0), 0.035, back)])
@@ -66,56 +66,56 @@ def make_sign(rng, light):
 
 def make_traffic_light(rng, light):
     height = rng.uniform(2.4, 3.2)
-    box = cuboid(0.25, 0.85, 0.3, grey(28), height)
+    box = cuboid(0.25, 0.85, 0.3, gray(28), height)
     on = rng.integers(3)
-    for i, colour in enumerate(SIGNALS):
+    for i, color in enumerate(SIGNALS):
         v = 0.82 - 0.32 * i
         for edge, mid in ((1, v), (3, 1 - v)):
-            lamp = colour * (1 if i == on else 0.2)
+            lamp = color * (1 if i == on else 0.2)
             box.on_edge(edge, (-0.55, 0.55), (mid - 0.11, mid + 0.11), lamp, 0.5 * (i == on))
-    return Model([box], [limb((0, 0, 0), (0, height, 0), 0.06, grey(60))])
+    return Model([box], [limb((0, 0, 0), (0, height, 0), 0.06, gray(60))])
 
 
 def make_bin(rng, light):
-    """Bins, skips, switch boxes, kiosks and huts: box-like, in the colours of vehicles."""
+    """Trash cans, dumpsters, utility boxes, kiosks and sheds: boxes in the colors of vehicles."""
     length, height, width = choose(rng, BIN_SIZES) * rng.uniform(0.85, 1.15, 3)
-    colour = pick(rng, BINS)
-    box = cuboid(length, height, width, colour)
-    box.on_sides(rectangle(-length / 2, length / 2, height * 0.9, height), colour * 0.5)
+    color = pick(rng, BINS)
+    box = cuboid(length, height, width, color)
+    box.on_sides(rectangle(-length / 2, length / 2, height * 0.9, height), color * 0.5)
     for edge, lid in ((1, (0.9, 1)), (3, (0, 0.1))):
-        box.on_edge(edge, (-1, 1), lid, colour * 0.5)
+        box.on_edge(edge, (-1, 1), lid, color * 0.5)
         if rng.random() < 0.6:
-            box.on_edge(edge, (-0.7, 0.7), (0.45, 0.8), grey(45) if rng.random() < 0.6 else colour * 1.2)
+            box.on_edge(edge, (-0.7, 0.7), (0.45, 0.8), gray(45) if rng.random() < 0.6 else color * 1.2)
     if rng.random() < 0.5:
-        box.on_sides(rectangle(-length * 0.35, length * 0.3, height * 0.45, height * 0.8), grey(45))
+        box.on_sides(rectangle(-length * 0.35, length * 0.3, height * 0.45, height * 0.8), gray(45))
     if rng.random() < 0.3:
         add_wheels(box, (-length * 0.3, length * 0.3), 0.14 * min(length, 2), rng)
     return Model([box])
 
 
 def make_billboard(rng, light):
-    """A hoarding with a picture of a car or of people: no object, whatever it shows."""
+    """A billboard with a picture of a car or of people, which is not an object."""
     wide, height, base = rng.uniform(2.4, 4.4), rng.uniform(1.6, 2.6), rng.uniform(0.2, 1.2)
-    board = cuboid(0.1, height, wide, grey(110), base)
+    board = cuboid(0.1, height, wide, gray(110), base)
     ground, paint = pick(rng, POSTERS), pick(rng, CAR_PAINTS)
     for edge in (1, 3):
 
-        def on_board(left, right, low, high, colour, edge=edge):
-            board.on_edge(edge, (left, right), (low, high) if edge == 1 else (1 - low, 1 - high), colour)
+        def on_board(left, right, low, high, color, edge=edge):
+            board.on_edge(edge, (left, right), (low, high) if edge == 1 else (1 - low, 1 - high), color)
 
         on_board(-0.96, 0.96, 0.05, 0.95, ground)
         if rng.random() < 0.6:
             on_board(-0.75, 0.75, 0.28, 0.52, paint)
             on_board(-0.5, 0.42, 0.52, 0.74, paint * 0.9)
-            on_board(-0.42, 0.34, 0.53, 0.69, grey(40))
+            on_board(-0.42, 0.34, 0.53, 0.69, gray(40))
             for u in (-0.45, 0.45):
-                on_board(u - 0.12, u + 0.12, 0.17, 0.38, grey(25))
+                on_board(u - 0.12, u + 0.12, 0.17, 0.38, gray(25))
         else:
             for u in rng.uniform(-0.7, 0.7, 2):
                 on_board(u - 0.09, u + 0.09, 0.08, 0.45, pick(rng, TROUSERS))
                 on_board(u - 0.12, u + 0.12, 0.42, 0.75, pick(rng, CLOTHES))
                 on_board(u - 0.06, u + 0.06, 0.75, 0.9, pick(rng, SKINS))
-    return Model([board], [limb((0, 0, w), (0, base, w), 0.06, grey(60)) for w in (-wide / 3, wide / 3)])
+    return Model([board], [limb((0, 0, w), (0, base, w), 0.06, gray(60)) for w in (-wide / 3, wide / 3)])
 
 
 def make_hedge(rng, light):
@@ -130,10 +130,10 @@ def make_hedge(rng, light):
 
 
 def make_fence(rng, light):
-    length, height, colour = rng.uniform(3, 8), rng.uniform(0.8, 1.4), pick(rng, FENCES)
+    length, height, color = rng.uniform(3, 8), rng.uniform(0.8, 1.4), pick(rng, FENCES)
     places = np.linspace(-length / 2, length / 2, int(length * 2.2))
-    limbs = [limb((l, 0, 0), (l, height, 0), 0.03, colour) for l in places]
-    limbs += [limb((-length / 2, h, 0), (length / 2, h, 0), 0.03, colour) for h in (height * 0.35, height * 0.9)]
+    limbs = [limb((l, 0, 0), (l, height, 0), 0.03, color) for l in places]
+    limbs += [limb((-length / 2, h, 0), (length / 2, h, 0), 0.03, color) for h in (height * 0.35, height * 0.9)]
     return Model(limbs=limbs)
 
 
@@ -151,13 +151,13 @@ def make_building(rng, light, length, height, depth):
 
 
 def add_windows(rng, light, body, length, height, wall, pane):
-    """Storeys of windows, over a shop or down to the ground."""
-    storey, column = rng.uniform(2.7, 3.4), rng.uniform(1.6, 3.2)
-    wide, tall = column * rng.uniform(0.35, 0.7), storey * rng.uniform(0.4, 0.65)
+    """Add rows of windows, above a shop or down to the ground."""
+    story, column = rng.uniform(2.7, 3.4), rng.uniform(1.6, 3.2)
+    wide, tall = column * rng.uniform(0.35, 0.7), story * rng.uniform(0.4, 0.65)
     frame = np.minimum(wall * rng.uniform(0.7, 1.3), 250)
     shop = rng.random() < 0.4
     lefts = np.arange(-length / 2 + column * 0.3, length / 2 - wide - 0.2, column)
-    lows = np.arange(storey + 0.8 if shop else 0.9, height - tall - 0.3, storey)
+    lows = np.arange(story + 0.8 if shop else 0.9, height - tall - 0.3, story)
     corner = np.stack(np.meshgrid(lefts, lows), -1).reshape(-1, 1, 2)
     if len(corner):
         window = corner + rectangle(0, wide, 0, tall)

@@ -7,51 +7,52 @@ import numpy as np
 
 from .camera import SUPERSAMPLING
 
-BASELINE = 0.54  # metres between KITTI's left and right camera
-MIN_HEIGHT, MIN_PIXELS, MIN_VISIBLE = 14.0, 40.0, 0.3  # an object that shows less than this is a DontCare region
-OCCLUSION_LEVELS = (0.9, 0.55, 0.25)  # at least this share visible: level 0, 1, 2; less: 3
+BASELINE = 0.54  # meters between the left and right cameras of KITTI
+# an object below any of these is labeled DontCare: height and area in pixels, visible share
+MIN_HEIGHT, MIN_AREA, MIN_VISIBLE = 14.0, 40.0, 0.3
+OCCLUSION_LEVELS = (0.9, 0.55, 0.25)  # minimum visible shares for levels 0, 1 and 2
 DONT_CARE = "DontCare -1 -1 -10 {:.2f} {:.2f} {:.2f} {:.2f} -1 -1 -1 -1000 -1000 -1000 -10"
 
 
-def label_lines(things, canvas):
-    """Lines of KITTI's label file for the things, in the order in which they were painted on the canvas."""
+def label_lines(objects, canvas):
+    """Return the lines of the label file: visible objects in the given order, then DontCare regions."""
     visible = cv2.calcHist([canvas.pixels], [3], None, [256], [0, 256]).ravel()
     lines, ignored = [], []
-    for thing in things:
-        if not thing.number or not visible[thing.number]:
+    for obj in objects:
+        if not obj.id or not visible[obj.id]:
             continue
-        box, truncation = visible_box(thing, canvas.camera)
+        box, truncation = visible_box(obj, canvas.camera)
         width, height = box[2:] - box[:2]
-        share, area = visible[thing.number] / thing.pixels, visible[thing.number] / SUPERSAMPLING**2
-        if thing.kind == "DontCare" or share < MIN_VISIBLE or area < MIN_PIXELS or height < MIN_HEIGHT:
+        share, area = visible[obj.id] / obj.pixels, visible[obj.id] / SUPERSAMPLING**2
+        if obj.kind == "DontCare" or share < MIN_VISIBLE or area < MIN_AREA or height < MIN_HEIGHT:
             if width > 0.5 and height > 0.5:
                 ignored.append(box)
             continue
-        lines.append(object_line(thing, truncation, sum(share < level for level in OCCLUSION_LEVELS), box))
+        lines.append(object_line(obj, truncation, sum(share < level for level in OCCLUSION_LEVELS), box))
     return lines + [DONT_CARE.format(*box) for box in merge(ignored)]
 
 
-def visible_box(thing, camera):
-    """The box (4,) in pixels around what of the thing lies inside the image, and the share that lies outside.
+def visible_box(obj, camera):
+    """Return the object's box (4,) in pixels, clipped to the image, and the share of it that is truncated.
 
-    What other things hide counts as there, as in KITTI.
+    As in KITTI, the box includes occluded parts.
     """
-    box = np.clip(thing.box, 0, (camera.width, camera.height_px) * 2)
-    truncation = 1 - np.prod(box[2:] - box[:2]) / np.prod(thing.box[2:] - thing.box[:2])
-    # the highest point of a lorry may lie beyond the border that cuts it
-    return np.clip(box, np.tile(thing.inside[:2], 2), np.tile(thing.inside[2:], 2)), truncation
+    box = np.clip(obj.box, 0, (camera.width, camera.height_px) * 2)
+    truncation = 1 - np.prod(box[2:] - box[:2]) / np.prod(obj.box[2:] - obj.box[:2])
+    # the highest point of a truncated truck may lie outside the image
+    return np.clip(box, np.tile(obj.inside[:2], 2), np.tile(obj.inside[2:], 2)), truncation
 
 
-def object_line(thing, truncation, occlusion, box):
-    x, y, z = thing.location
-    alpha = (thing.rotation_y - np.arctan2(x, z) + np.pi) % (2 * np.pi) - np.pi
-    length, height, width = thing.model.size
-    numbers = (alpha, *box, height, width, length, x, y, z, thing.rotation_y)
-    return f"{thing.kind} {truncation:.2f} {occlusion} " + " ".join(f"{n:.2f}" for n in numbers)
+def object_line(obj, truncation, occlusion, box):
+    x, y, z = obj.location
+    alpha = (obj.rotation_y - np.arctan2(x, z) + np.pi) % (2 * np.pi) - np.pi
+    length, height, width = obj.model.size
+    numbers = (alpha, *box, height, width, length, x, y, z, obj.rotation_y)
+    return f"{obj.kind} {truncation:.2f} {occlusion} " + " ".join(f"{n:.2f}" for n in numbers)
 
 
 def merge(boxes):
-    """Unite boxes that overlap until none do."""
+    """Replace overlapping boxes by their hull until none overlap."""
     boxes = list(boxes)
     for i, j in combinations(range(len(boxes)), 2):
         if (np.maximum(boxes[i][:2], boxes[j][:2]) < np.minimum(boxes[i][2:], boxes[j][2:])).all():
@@ -62,7 +63,7 @@ def merge(boxes):
 
 
 def calibration(camera):
-    """The seven matrices of KITTI's calib files. Left and right camera, no rectification, a laser scanner on top."""
+    """Return KITTI's calibration file: rectified cameras, and a laser scanner in the left one's place."""
     rows = {}
     for name, shift in (("P0", 0), ("P1", BASELINE), ("P2", 0), ("P3", BASELINE)):
         rows[name] = [camera.focal, 0, camera.cx, -camera.focal * shift, 0, camera.focal, camera.cy, 0, 0, 0, 1, 0]

@@ -1,45 +1,45 @@
-"""Daylight, dusk and night, and what they make of a colour."""
+"""Weather, time of day and their effect on colors."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from .colours import palette
+from .colors import palette
 
 
 @dataclass
 class Light:
-    """Colours are BGR. `haze` is the distance in metres at which 63% of a colour is lost to the air."""
+    """Lighting of a scene; colors are BGR."""
 
     zenith: np.ndarray
     horizon: np.ndarray
     ambient: np.ndarray
     sun: np.ndarray
-    direction: np.ndarray  # unit vector towards the sun, camera axes
-    haze: float
+    direction: np.ndarray  # unit vector toward the sun, in camera axes
+    haze: float  # distance in meters at which haze replaces 63% of a color
     clouds: float
     dark: bool  # lamps and windows are lit
 
-    def shade(self, albedo, normals, distance, shadow=1.0):
-        """Colours (n, 3) of matt surfaces (n, 3). `shadow`: the share of the direct sun that reaches them."""
-        direct = np.maximum(0, normals @ self.direction) * shadow
-        # a surface that looks up sees the whole sky, an upright one half of it
+    def shade(self, albedo, normals, distance, sunlight=1.0):
+        """Shade matte surfaces (n, 3). `sunlight` is the share of direct sunlight they receive."""
+        direct = np.maximum(0, normals @ self.direction) * sunlight
+        # an upward-facing surface sees the whole sky, an upright one half of it
         sky = 0.85 - 0.15 * normals[..., 1]
-        return self.veil(albedo * (self.ambient * sky[..., None] + self.sun * direct[..., None]), distance)
+        return self.apply_haze(albedo * (self.ambient * sky[..., None] + self.sun * direct[..., None]), distance)
 
-    def veil(self, colours, distance):
-        """Colours (n, 3) as they look from that distance (n,) in metres."""
+    def apply_haze(self, colors, distance):
+        """Blend colors (n, 3) into the haze, seen from distances (n,) in meters."""
         seen = np.exp(-distance / self.haze)[..., None]
-        return colours * seen + self.horizon * (1 - seen)
+        return colors * seen + self.horizon * (1 - seen)
 
 
 class Weather(NamedTuple):
-    share: float
-    sky: str  # colours of zenith and horizon
+    share: float  # probability
+    sky: str  # zenith and horizon
     ambient: tuple
     sun: tuple
-    haze: tuple  # from, to
+    haze: tuple  # range of `Light.haze`
     clouds: float
     dark: bool = False
 

@@ -1,22 +1,29 @@
 #!/usr/bin/env python
-"""Run a detector over image files, folders of images or a video, and write what it finds: drawn, and as JSON.
+"""Run a detector on images and videos, and save its predictions as JSON and as pictures.
 
-Every image gives a drawn PNG of its name in the output folder, a video a drawn .mp4 of its name; small ones come out
-enlarged. Where an image cannot be read, that is said before anything is written. predictions.json has
-an entry for each prediction, as in COCO's results, in pixels of the image or frame: `file_name` and, of a video,
-`frame` from 0; `category_id` and `category_name`; `bbox` as [x, y, width, height]; `score`.
+Every image becomes a PNG in the output folder, and every video an MP4, with the predictions drawn (small images are
+enlarged). predictions.jsonl has one line per image or frame, written as soon as the image or frame is done:
+
+    {"file_name": "drive.mp4", "frame": 0, "instances":
+     [{"category_id": 0, "category_name": "Car", "bbox": [x, y, width, height], "score": 0.9}, ...]}
+
+`frame` counts from 0 and is absent for images; boxes are in pixels. After Ctrl-C, predictions.jsonl and the MP4 are
+complete up to the last frame.
+
+Class names and the test-time image size are read from the checkpoint. If it has none, because another program saved it,
+they are taken from the config's test data set.
 
 Examples:
-    predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --output found --threshold 0.5 holiday.jpg photos/ \\
-        train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
-    predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --output found drive.mp4 \\
-        train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
+    predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --input holiday.jpg photos/ --output predictions \\
+        --threshold 0.5 --opts train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
+    predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --input drive.mp4 --output predictions \\
+        --opts train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -27,160 +34,182 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode, Instances
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
-from clockdistill.engine import load_config, load_model, run
+from clockdistill.engine import load_config, load_model_and_metadata, run
 from clockdistill.errors import UserError
 from clockdistill.evaluation.pictures import draw_detections, write_png
 
-IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def main(args: argparse.Namespace) -> None:
-    # an override has an = and a path that exists is one in any case
-    overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
-    images, videos = find_inputs([Path(text) for text in args.inputs if text not in overrides])
+    images, videos = collect_inputs([Path(text) for text in args.input])
     output = Path(args.output)
     for path in images + videos:
         if path.parent.resolve() == output.resolve():
-            raise UserError(f"{path} lies in the output folder, where it could be overwritten: set another --output")
-    cfg = load_config(args.config_file, overrides)
-    names = class_names(cfg)
-    detector = load_model(cfg)
-    augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
+            raise UserError(f"{path} is in the output folder and could be overwritten: choose another --output")
+    cfg = load_config(args.config_file, args.opts)
+    detector, metadata = load_model_and_metadata(cfg)
+    class_names = get_class_names(cfg, metadata)
+    augmentations = get_augmentations(cfg, metadata)
     output.mkdir(parents=True, exist_ok=True)
 
-    entries = []
-    for path in tqdm(images, "images", disable=not images):
-        image = read_image(path, "RGB")
-        found = find(detector, augmentations, image, args.threshold)
-        write_png(output / f"{path.stem}.png", draw_detections(image, found, names, args.threshold))
-        entries += [dict(file_name=path.name) | entry for entry in describe(found, names)]
-    for path in videos:
-        rate, count = properties(path)
-        unfinished, writer = output / f"{path.stem}.unfinished.mp4", None
-        for number, image in enumerate(tqdm(frames(path), path.name, count)):
-            found = find(detector, augmentations, image, args.threshold)
-            drawn = draw_detections(image, found, names, args.threshold)
-            if writer is None:
-                codec = cv2.VideoWriter_fourcc(*"mp4v")
-                writer = cv2.VideoWriter(str(unfinished), codec, rate, drawn.shape[1::-1])
-            writer.write(drawn[:, :, ::-1])
-            entries += [dict(file_name=path.name, frame=number) | entry for entry in describe(found, names)]
-        writer.release()
-        unfinished.replace(output / f"{path.stem}.mp4")
-    (output / "predictions.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    unreadable = []
+    # line buffering: every line is on disk once it is written
+    with (output / "predictions.jsonl").open("w", encoding="utf-8", buffering=1) as file:
+
+        def process(image: np.ndarray, **source: str | int) -> np.ndarray:
+            instances = predict(detector, augmentations, image, args.threshold)
+            print(json.dumps(source | dict(instances=to_json(instances, class_names))), file=file)
+            return draw_detections(image, instances, class_names, args.threshold)
+
+        for path in tqdm(images, "images", disable=not images):
+            try:
+                image = read_image(path, "RGB")
+            except (OSError, SyntaxError, ValueError):  # all three come from Pillow
+                unreadable.append(str(path))
+                continue
+            write_png(output / f"{path.stem}.png", process(image, file_name=path.name))
+        for path in videos:
+            video = cv2.VideoCapture(str(path))
+            frames = enumerate(tqdm(read_frames(video), path.name, int(video.get(cv2.CAP_PROP_FRAME_COUNT))))
+            pictures = (process(image, file_name=path.name, frame=number) for number, image in frames)
+            write_video(output / f"{path.stem}.mp4", pictures, video.get(cv2.CAP_PROP_FPS) or 25.0)
+    if unreadable:
+        raise UserError(
+            f"{len(unreadable)} of {len(images)} images cannot be read ({', '.join(unreadable)}): copy them again; all "
+            f"other predictions are in {output}"
+        )
 
 
-def find_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Image files and videos; whatever is no image by its name must open as a video.
+def collect_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Sort input paths into images and videos, without decoding more than the first frame of each video.
+
+    Args:
+        paths: image files, folders of images, or videos; a file without an image's suffix must open as a video.
 
     Raises:
-        UserError: nothing at a path, a folder without images, images that cannot be read, no video, or two inputs that
-            would be written as one.
+        UserError: a path does not exist, a folder has no images, a file is neither an image nor a video, or two
+            inputs would be written to the same file.
     """
     images, videos = [], []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise UserError(f"folder {path} has no images: name one that has {', '.join(sorted(IMAGES))} files")
+                raise UserError(f"folder {path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give another")
             images += inside
         elif not path.exists():
-            raise UserError(f"{path} does not exist: name image files, folders of images or videos")
-        elif path.suffix.lower() in IMAGES:
+            raise UserError(f"{path} does not exist: give image files, folders of images, or videos")
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
             images.append(path)
-        elif properties(path) is None:
-            raise UserError(f"{path} is no image and does not open as a video: convert it to .mp4")
+        elif not cv2.VideoCapture(str(path)).read()[0]:
+            raise UserError(f"{path} is not an image and does not open as a video: convert it to .mp4")
         else:
             videos.append(path)
-    if not images and not videos:
-        raise UserError("there is nothing to look at: name image files, folders of images or videos")
+    images, videos = list(dict.fromkeys(images)), list(dict.fromkeys(videos))
     for group in (images, videos):
+        by_stem = {}
         for path in group:
-            if twin := next((other for other in group if other != path and other.stem == path.stem), None):
-                raise UserError(f"{path} and {twin} would be written as one file: give them to two runs")
-    if broken := [str(path) for path in tqdm(images, "reading", leave=False, disable=not images) if is_broken(path)]:
-        raise UserError(f"these images cannot be read: {', '.join(broken)}; copy them again or leave them out")
+            if (other := by_stem.setdefault(path.stem, path)) != path:
+                raise UserError(f"{other} and {path} would be written to the same file: use a separate --output")
     return images, videos
 
 
-def is_broken(path: Path) -> bool:
-    """Whether an image cannot be decoded to its end, which for a JPEG only decoding tells."""
-    try:
-        read_image(path, "RGB")
-    except (OSError, SyntaxError, ValueError):
-        return True
-    return False
+def get_class_names(cfg: DictConfig, metadata: dict) -> list[str]:
+    """Class names from a checkpoint's metadata, else of the config's test data set.
+
+    The data set is only loaded if its class names are not in Detectron2's catalog yet.
+    """
+    source, class_names = "checkpoint", metadata.get("class_names")
+    if class_names is None:
+        names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
+        name = names if names is None or isinstance(names, str) else names[0]
+        if name not in DatasetCatalog.list():
+            raise UserError(
+                f"the checkpoint has no class names, and data set {name} is not in Detectron2's catalog: set "
+                "dataloader.test.dataset.names to the data set that the model was trained on"
+            )
+        if not MetadataCatalog.get(name).get("thing_classes"):
+            DatasetCatalog.get(name)
+        source, class_names = f"data set {name}", MetadataCatalog.get(name).thing_classes
+    if len(class_names) != cfg.model.num_classes:
+        raise UserError(
+            f"the model has {cfg.model.num_classes} classes, but the {source} names {len(class_names)}: use a config "
+            "and a checkpoint for the same data set"
+        )
+    return list(class_names)
 
 
-def properties(path: Path) -> tuple[float, int] | None:
-    """A video's frames a second and number of frames, or None where it has no first frame."""
-    video = cv2.VideoCapture(str(path))
-    is_readable, _ = video.read()
-    rate, count = video.get(cv2.CAP_PROP_FPS), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    video.release()
-    return (rate or 25.0, count) if is_readable else None
+def get_augmentations(cfg: DictConfig, metadata: dict) -> T.AugmentationList:
+    """Test-time resizing from a checkpoint's metadata, else the augmentations of the config's test mapper."""
+    if "resize" in metadata:
+        resize = metadata["resize"]
+        return T.AugmentationList([] if resize is None else [T.ResizeShortestEdge(**resize)])
+    augmentations = OmegaConf.select(cfg, "dataloader.test.mapper.augmentations")
+    if augmentations is None:
+        raise UserError("neither checkpoint nor config resizes test images: set dataloader.test.mapper.augmentations")
+    return T.AugmentationList(instantiate(augmentations))
 
 
-def frames(path: Path) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 RGB each."""
-    video = cv2.VideoCapture(str(path))
+def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """Yield the frames of a video as (H, W, 3) uint8 RGB."""
     while (frame := video.read()[1]) is not None:
         yield frame[:, :, ::-1]
-    video.release()
+
+
+def write_video(path: Path, pictures: Iterable[np.ndarray], frames_per_second: float) -> None:
+    """Write (H, W, 3) uint8 RGB pictures as an MP4 that plays even if making them is interrupted."""
+    writer = None
+    try:
+        for picture in pictures:
+            if writer is None:
+                codec = cv2.VideoWriter_fourcc(*"mp4v")
+                writer = cv2.VideoWriter(str(path), codec, frames_per_second, picture.shape[1::-1])
+            writer.write(picture[:, :, ::-1])
+    finally:
+        if writer is not None:
+            writer.release()
 
 
 @torch.no_grad()
-def find(detector: nn.Module, augmentations: T.AugmentationList, image: np.ndarray, threshold: float) -> Instances:
-    """Predictions of at least `threshold` in pixels of an RGB image, on the CPU."""
+def predict(detector: nn.Module, augmentations: T.AugmentationList, image: np.ndarray, threshold: float) -> Instances:
+    """Predictions with a score of at least `threshold`, in pixels of a (H, W, 3) uint8 RGB image, on the CPU."""
     augmented = T.AugInput(image)
     augmentations(augmented)
     tensor = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
     inputs = dict(image=tensor, height=image.shape[0], width=image.shape[1])
-    found = detector([inputs])[0]["instances"].to("cpu")
-    return found[found.scores >= threshold]
+    instances = detector([inputs])[0]["instances"].to("cpu")
+    return instances[instances.scores >= threshold]
 
 
-def describe(found: Instances, names: Sequence[str]) -> list[dict]:
-    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+def to_json(instances: Instances, class_names: Sequence[str]) -> list[dict]:
+    """Instances as in COCO's results, with class names."""
+    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
     return [
-        dict(category_id=label, category_name=names[label], bbox=box, score=score)
-        for box, label, score in zip(boxes, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+        dict(category_id=label, category_name=class_names[label], bbox=box, score=score)
+        for box, label, score in zip(boxes, instances.pred_classes.tolist(), instances.scores.tolist(), strict=True)
     ]
 
 
-def class_names(cfg: DictConfig) -> list[str]:
-    """Of the config's test data set, which is only read where its catalog does not know them yet."""
-    names = cfg.dataloader.test.dataset.names
-    name = names if isinstance(names, str) else names[0]
-    if name not in DatasetCatalog.list():
-        raise UserError(
-            f"{name} is not in Detectron2's catalog: set dataloader.test.dataset.names to the model's data set"
-        )
-    metadata = MetadataCatalog.get(name)
-    if not metadata.get("thing_classes"):
-        DatasetCatalog.get(name)
-    if len(metadata.thing_classes) != cfg.model.num_classes:
-        raise UserError(
-            f"the model has {cfg.model.num_classes} classes and the data set {name}, which names them, "
-            f"{len(metadata.thing_classes)}: set dataloader.test.dataset.names to the model's data set"
-        )
-    return metadata.thing_classes
-
-
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="its test set names the classes")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for pictures, video and JSON")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn and written (0.3)")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file of the model")
     parser.add_argument(
-        "inputs", nargs="+", metavar="PATH | key=value", help="what to look at; overrides of the config"
+        "--input", required=True, nargs="+", metavar="PATH", help="image files, folders of images, or videos"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for pictures, videos and JSON")
+    parser.add_argument(
+        "--threshold", type=float, default=0.3, help="minimum score for predictions to be saved (default: 0.3)"
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="key=value", help="overrides of the config, such as the checkpoint"
     )
     parser.set_defaults(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto")
-    return parser.parse_intermixed_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

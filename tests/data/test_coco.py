@@ -1,4 +1,4 @@
-"""COCO's format, read as Detectron2 reads it."""
+"""COCO's format, compared with Detectron2's own reader."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from clockdistill.data import register_by_name
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve images in `images` and their annotations, a third of them crowds, with ids that leave gaps."""
+    """Twelve images in `images` and their annotations, about a third of them crowds, with gaps between the ids."""
     rng = np.random.default_rng(0)
     (tmp_path / "images" / "part").mkdir(parents=True)
     images, annotations = [], []
@@ -44,23 +44,23 @@ def comparable(records):
     )
 
 
-@pytest.mark.parametrize("layout", ["images", "beside", "named"])
-def test_it_is_read_as_detectron2_reads_it(folder, layout):
+@pytest.mark.parametrize("layout", ["images", "same folder", "named folder"])
+def test_records_equal_detectron2s(folder, layout):
     images, name = folder / "images", f"coco:{folder}/train.json"
-    if layout == "beside":
+    if layout == "same folder":
         shutil.copytree(images, folder, dirs_exist_ok=True)
         shutil.rmtree(images)
         images = folder
-    elif layout == "named":
+    elif layout == "named folder":
         images = images.rename(folder / "pictures")
         name += f":{images}"
     register_by_name([name])
     records = DatasetCatalog.get(name)
-    theirs = load_coco_json(str(folder / "train.json"), str(images), "theirs")
+    expected = load_coco_json(str(folder / "train.json"), str(images), "detectron2_coco")
     try:
         assert len(records) == 12
-        assert comparable(records) == comparable(theirs)
+        assert comparable(records) == comparable(expected)
         for key in ("thing_classes", "thing_dataset_id_to_contiguous_id"):
-            assert MetadataCatalog.get(name).get(key) == MetadataCatalog.get("theirs").get(key)
+            assert MetadataCatalog.get(name).get(key) == MetadataCatalog.get("detectron2_coco").get(key)
     finally:
-        MetadataCatalog.remove("theirs")
+        MetadataCatalog.remove("detectron2_coco")

@@ -1,4 +1,4 @@
-"""Target queries fitted to a frozen teacher."""
+"""Calibration of target queries on a frozen teacher."""
 
 import copy
 
@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from clockdistill.distillation.calibration import TargetEmbedding, calibrate
+from clockdistill.distillation.calibration import calibrate
+from clockdistill.distillation.target_queries import TargetEmbedding
 from clockdistill.errors import UserError
 from helpers.distillation import make_hook, save_teacher
 from helpers.models import random_batch, roughen, tiny
@@ -15,25 +16,26 @@ from helpers.models import random_batch, roughen, tiny
 CALIBRATION = dict(batches=2, steps=3, lr=1e-2)
 
 
-def answer_loss(teacher, embedding, batch):
+def decoding_error(teacher, embedding, batch):
     """Mean L1 distance of the last layer's boxes, and mean logit of the right class, for the objects of one image."""
-    (target,) = teacher.targets(batch)
+    targets = teacher.targets(batch)
+    (target,) = targets
     with torch.no_grad():
         memory = teacher.encode(teacher.preprocess(batch))
-        logits, boxes = teacher.decode(memory, embedding([target]))
+        logits, boxes = teacher.decode(memory, embedding(targets))
     right = logits[-1, 0, range(len(target.labels)), target.labels]
     return (boxes[-1, 0] - target.boxes).abs().mean(), right.mean()
 
 
 @pytest.mark.parametrize("variant", ["deformable_detr", "deformable_detr.two_stage", "dab_detr"])
-def test_asked_for_an_object_the_teacher_answers_with_it(variant):
+def test_the_teacher_decodes_a_calibrated_query_into_its_object(variant):
     teacher = roughen(tiny(variant)).eval().requires_grad_(False)
     before = copy.deepcopy(teacher.state_dict())
     batch = random_batch(sizes=((64, 96),), counts=(3,))
     embedding = TargetEmbedding(teacher)
-    box_error, right = answer_loss(teacher, embedding, batch)
+    box_error, right = decoding_error(teacher, embedding, batch)
     calibrate(embedding, teacher, [batch] * 10, batches=5, steps=8, lr=5e-2)
-    fitted_box_error, fitted_right = answer_loss(teacher, embedding, batch)
+    fitted_box_error, fitted_right = decoding_error(teacher, embedding, batch)
     assert fitted_box_error < 0.7 * box_error
     assert fitted_right > right + 1
     assert not any(p.requires_grad for p in embedding.parameters())
@@ -46,7 +48,7 @@ def calibrated_hook(teacher, data):
     return hook
 
 
-def test_a_calibration_is_saved_beside_the_teacher_and_reused_until_the_teacher_changes(tmp_path):
+def test_a_calibration_is_saved_next_to_the_teacher_and_reused_until_the_teacher_changes(tmp_path):
     teacher = save_teacher(tmp_path, "deformable_detr")
     first = calibrated_hook(teacher, [random_batch()] * 2)
     assert (tmp_path / "teacher.targets.pth").is_file()
@@ -60,14 +62,14 @@ def test_a_calibration_is_saved_beside_the_teacher_and_reused_until_the_teacher_
     assert not torch.equal(anew.embedding.content.weight, first.embedding.content.weight)
 
 
-def test_what_is_no_calibration_is_refused(tmp_path):
+def test_a_file_without_a_calibration_is_refused(tmp_path):
     teacher = save_teacher(tmp_path, "deformable_detr")
     torch.save({"model": {}}, tmp_path / "teacher.targets.pth")
-    with pytest.raises(UserError, match=r"teacher\.targets\.pth holds no calibrated target queries"):
+    with pytest.raises(UserError, match=r"teacher\.targets\.pth has no calibrated target queries"):
         calibrated_hook(teacher, None)
 
 
-def test_a_calibration_that_cannot_be_saved_is_used_all_the_same(tmp_path, caplog):
+def test_a_calibration_that_cannot_be_saved_is_still_used(tmp_path, caplog):
     teacher = save_teacher(tmp_path, "deformable_detr")
     (tmp_path / "teacher.targets.pth.tmp").mkdir()
     hook = calibrated_hook(teacher, [random_batch()] * 2)
@@ -75,7 +77,7 @@ def test_a_calibration_that_cannot_be_saved_is_used_all_the_same(tmp_path, caplo
     assert hook.embedding.content.weight.abs().sum() > 0
 
 
-def test_calibration_needs_its_numbers(tmp_path):
+def test_calibration_requires_its_settings(tmp_path):
     with pytest.raises(UserError, match=r"distillation\.calibration is missing"):
         make_hook(tiny("dab_detr"), save_teacher(tmp_path, "dab_detr"), embedding="calibrated")
 

@@ -18,14 +18,13 @@ from clockdistill.distillation import (
     PlainFeatureLoss,
     TargetAwareLogitLoss,
 )
-from clockdistill.distillation.hook import pair_levels
-from clockdistill.engine import Trainer
+from clockdistill.distillation.teacher import pair_levels
 from clockdistill.errors import UserError
 from clockdistill.modeling import HungarianMatcher
 from helpers.distillation import WEIGHTS, make_hook, save_teacher, weights_by_loop
 from helpers.models import random_batch, roughen, tiny, tiny_config, tiny_dino
 
-# one variant for every way in which queries come by content and position
+# one variant for each way of making content and position of queries
 VARIANTS = {
     "dino": "denoising",
     "deformable_detr": "random",
@@ -33,7 +32,7 @@ VARIANTS = {
     "dab_detr": "random",
 }
 variants = pytest.mark.parametrize(("variant", "embedding"), VARIANTS.items())
-# teacher, student, and the stride of the one level that they share, 0 where they share all
+# teacher, student, and the stride of the only level that they share, or 0 if they share all
 CROSS = [
     ("dino", "dab_detr", 32),
     ("dino", "dab_detr.dc5", 16),
@@ -42,21 +41,26 @@ CROSS = [
     ("dino", "deformable_detr", 0),
 ]
 pairs = pytest.mark.parametrize(
-    ("theirs", "ours"), [(variant, variant) for variant in VARIANTS] + [(theirs, ours) for theirs, ours, _ in CROSS]
+    ("teacher_variant", "student_variant"),
+    [(variant, variant) for variant in VARIANTS] + [pair[:2] for pair in CROSS],
 )
 
 
 @pairs
-def test_gradients_reach_student_and_projections_but_change_nothing_of_the_teacher(tmp_path, theirs, ours):
-    student = tiny(ours)
-    hook = make_hook(student, save_teacher(tmp_path, theirs, embed_dim=64), embedding=VARIANTS[theirs])
-    position = set() if student.encodes_boxes else {"position"}
-    assert {name.split(".")[0] for name in hook.projections.state_dict()} == {"0", "content"} | position
+def test_gradients_reach_student_and_projections_but_not_the_teacher(tmp_path, teacher_variant, student_variant):
+    student = tiny(student_variant)
+    hook = make_hook(
+        student, save_teacher(tmp_path, teacher_variant, embed_dim=64), embedding=VARIANTS[teacher_variant]
+    )
+    expected = {"losses.memory.projection", "query_adapter.content"}
+    if not student.encodes_boxes:
+        expected.add("query_adapter.position")
+    assert {re.sub(r"(\.mlp.*)?\.(weight|bias)$", "", name) for name in hook.state_dict()} == expected
     before = copy.deepcopy(hook.teacher.state_dict())
     optimizer = torch.optim.AdamW([*student.parameters(), *hook.parameters()], 1e-3)
     for step in range(2):
-        losses = hook.step_losses(student, random_batch(counts=(3, 0), seed=step))
-        assert {"loss_mem_object", "loss_mem_background", "loss_logit_class", "loss_class"} <= losses.keys()
+        losses = hook.compute_losses(student, random_batch(counts=(3, 0), seed=step))
+        assert {"loss_memory_object", "loss_memory_background", "loss_logits_class", "loss_class"} <= losses.keys()
         optimizer.zero_grad()
         sum(losses.values()).backward()
         assert all(p.grad is not None for p in student.parameters())
@@ -75,29 +79,29 @@ def test_equal_widths_need_no_projection(tmp_path, variant, embedding):
 
 
 @variants
-def test_terms_are_zero_for_a_student_that_is_its_teacher(tmp_path, variant, embedding):
+def test_the_terms_are_zero_if_student_and_teacher_are_equal(tmp_path, variant, embedding):
     teacher = save_teacher(tmp_path, variant)
     student = instantiate(tiny_config(variant))
     student.load_state_dict(torch.load(teacher["checkpoint"], weights_only=True)["model"])
     matched = MatchedLogitLoss(HungarianMatcher(2, 5, 2), **WEIGHTS)
-    for losses in (None, [matched]):
+    for losses in (None, {"matched": matched}):
         hook = make_hook(student, teacher, losses, embedding)
-        # batch statistics are what a student has that its teacher does not
+        # only batch statistics distinguish the student from its teacher
         student.train().backbone.eval()
-        terms = hook.step_losses(student, random_batch())
+        terms = hook.compute_losses(student, random_batch())
         for name, value in terms.items():
-            if name.startswith(("loss_mem", "loss_logit", "loss_matched")):
+            if name.startswith(("loss_memory", "loss_logits", "loss_matched")):
                 assert value.item() == pytest.approx(0, abs=1e-4), name
 
 
 @variants
-def test_distillation_leaves_the_detectors_own_losses_alone(tmp_path, variant, embedding):
+def test_distillation_does_not_change_the_detection_losses(tmp_path, variant, embedding):
     student, batch = tiny(variant), random_batch()
     hook = make_hook(student, save_teacher(tmp_path, variant), embedding=embedding)
     torch.manual_seed(5)
     plain = student(batch)
     torch.manual_seed(5)
-    distilled = hook.step_losses(student, batch)
+    distilled = hook.compute_losses(student, batch)
     for name, value in plain.items():
         torch.testing.assert_close(distilled[name], value, rtol=1e-4, atol=1e-5)
 
@@ -106,34 +110,28 @@ def test_gradient_shares_sum_to_one_and_follow_the_weights(tmp_path):
     shares = []
     for factor in (1, 10):
         student = tiny_dino()
-        hook = make_hook(student, save_teacher(tmp_path), [MemoryLoss(1e-2 * factor, 1e-3)], period=1)
-        hook.trainer = Trainer(student, [], torch.optim.SGD(student.parameters(), 0.1))
-        hook.trainer.iter = 0
+        hook = make_hook(
+            student, save_teacher(tmp_path), {"memory": MemoryLoss(1e-2 * factor, 1e-3)}, gradient_share_period=1
+        )
         torch.manual_seed(0)
         with EventStorage() as storage:
-            losses = hook.step_losses(student, random_batch())
+            losses = hook.compute_losses(student, random_batch())
             shares.append({k: v for k, (v, _) in storage.latest().items()})
         sum(losses.values()).backward()
     for share in shares:
-        assert set(share) == {f"gradient_share/{name}" for name in ("det", "mem_object", "mem_background")}
+        assert set(share) == {f"gradient_share/{name}" for name in ("detection", "memory_object", "memory_background")}
         assert sum(share.values()) == pytest.approx(1)
-    ratios = [share["gradient_share/mem_object"] / share["gradient_share/det"] for share in shares]
+    ratios = [share["gradient_share/memory_object"] / share["gradient_share/detection"] for share in shares]
     assert ratios[1] / ratios[0] == pytest.approx(10, rel=1e-3)
 
 
 @pairs
-def test_state_holds_the_projections(tmp_path, theirs, ours):
-    teacher = save_teacher(tmp_path, theirs, embed_dim=64)
-    first, second = (make_hook(tiny(ours), teacher, embedding=VARIANTS[theirs]) for _ in range(2))
+def test_state_holds_the_projections(tmp_path, teacher_variant, student_variant):
+    teacher = save_teacher(tmp_path, teacher_variant, embed_dim=64)
+    first, second = (make_hook(tiny(student_variant), teacher, embedding=VARIANTS[teacher_variant]) for _ in range(2))
     second.load_state_dict(first.state_dict())
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-def test_losses_of_one_name_are_refused(tmp_path):
-    hook = make_hook(tiny_dino(), save_teacher(tmp_path), [MemoryLoss(1.0, 1.0), MemoryLoss(2.0, 1.0)])
-    with pytest.raises(UserError, match="are called loss_mem_"):
-        hook.step_losses(tiny_dino(), random_batch())
 
 
 @variants
@@ -147,10 +145,10 @@ def test_mixed_precision_is_near_full_precision(tmp_path, dtype, variant, embedd
         for projection in hook.parameters():
             torch.nn.init.constant_(projection, 0.01)
         with torch.autocast("cpu", dtype, enabled=enabled):
-            losses = hook.step_losses(student, random_batch())
+            losses = hook.compute_losses(student, random_batch())
         sum(losses.values()).backward()
         assert all(p.grad.isfinite().all() for p in student.parameters())
-        values.append({k: v.item() for k, v in losses.items() if k.startswith(("loss_mem", "loss_logit"))})
+        values.append({k: v.item() for k, v in losses.items() if k.startswith(("loss_memory", "loss_logits"))})
     for name, value in values[0].items():
         assert values[1][name] == pytest.approx(value, rel=0.05), name
 
@@ -168,14 +166,16 @@ def test_mixed_precision_is_near_full_precision(tmp_path, dtype, variant, embedd
         ([8, 16], [32], ([], [])),
     ],
 )
-def test_levels_of_one_stride_are_compared(teacher, student, expected):
+def test_levels_of_the_same_stride_are_paired(teacher, student, expected):
     assert pair_levels(teacher, student) == expected
 
 
-@pytest.mark.parametrize(("theirs", "ours", "stride"), [pair for pair in CROSS if pair[2]])
-def test_memories_are_compared_on_the_level_that_both_have_and_there_alone(tmp_path, theirs, ours, stride):
-    student = roughen(tiny(ours), scale=0.05)
-    hook = make_hook(student, save_teacher(tmp_path, theirs, embed_dim=64), embedding=VARIANTS[theirs])
+@pytest.mark.parametrize(("teacher_variant", "student_variant", "stride"), [pair for pair in CROSS if pair[2]])
+def test_memories_are_compared_only_on_shared_levels(tmp_path, teacher_variant, student_variant, stride):
+    student = roughen(tiny(student_variant), scale=0.05)
+    hook = make_hook(
+        student, save_teacher(tmp_path, teacher_variant, embed_dim=64), embedding=VARIANTS[teacher_variant]
+    )
     student.backbone.eval()
     batch, canvas = random_batch(sizes=((128, 192), (96, 160))), (128, 192)
     shape = [side // stride for side in canvas]
@@ -190,16 +190,16 @@ def test_memories_are_compared_on_the_level_that_both_have_and_there_alone(tmp_p
         return tokens[:, start : start + shape[0] * shape[1]]
 
     with torch.no_grad():
-        losses = hook.step_losses(student, batch)
-        distance = (level(hook.teacher) - hook.projections["0"](level(student))).square().sum(-1)
-    torch.testing.assert_close(losses["loss_mem_object"], 1e-2 * (objects * distance).sum() / 2, rtol=1e-4, atol=0)
+        losses = hook.compute_losses(student, batch)
+        distance = (level(hook.teacher) - hook.modules["losses"]["memory"].projection(level(student))).square().sum(-1)
+    torch.testing.assert_close(losses["loss_memory_object"], 1e-2 * (objects * distance).sum() / 2, rtol=1e-4, atol=0)
     torch.testing.assert_close(
-        losses["loss_mem_background"], 1e-3 * (background * distance).sum() / 2, rtol=1e-4, atol=0
+        losses["loss_memory_background"], 1e-3 * (background * distance).sum() / 2, rtol=1e-4, atol=0
     )
 
 
 def test_memories_without_a_common_level_are_refused(tmp_path):
-    """What asks nothing of the memories is not."""
+    """Losses that do not compare memories are not affected."""
     config = tiny_config("dino")
     config.encoder.num_levels = 2
     config.neck.update(in_features=["res3", "res4"], in_channels=[16, 32])
@@ -207,30 +207,31 @@ def test_memories_without_a_common_level_are_refused(tmp_path):
     reason = r"levels of stride 32 and the student's of 8, 16, .*model\.neck\.in_features"
     with pytest.raises(UserError, match=reason):
         make_hook(student, teacher, embedding="random")
-    hook = make_hook(student, teacher, [TargetAwareLogitLoss(**WEIGHTS)], embedding="random")
-    assert hook.step_losses(student, random_batch())["loss_logit_class"] > 0
+    hook = make_hook(student, teacher, {"logits": TargetAwareLogitLoss(**WEIGHTS)}, embedding="random")
+    assert hook.compute_losses(student, random_batch())["loss_logits_class"] > 0
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [("deformable_detr.two_stage", "deformable_detr"), ("dino", "deformable_detr")]
+    ("teacher_variant", "student_variant"),
+    [("deformable_detr.two_stage", "deformable_detr"), ("dino", "deformable_detr")],
 )
-def test_a_student_that_encodes_no_boxes_is_given_positions_whoever_teaches(tmp_path, theirs, ours):
-    student = roughen(tiny(ours))
-    hook = make_hook(student, save_teacher(tmp_path, theirs), embedding="random")
-    losses = hook.step_losses(student, random_batch())
-    losses["loss_logit_bbox"].backward()
+def test_a_student_that_does_not_encode_boxes_gets_positions(tmp_path, teacher_variant, student_variant):
+    student = roughen(tiny(student_variant))
+    hook = make_hook(student, save_teacher(tmp_path, teacher_variant), embedding="random")
+    losses = hook.compute_losses(student, random_batch())
+    losses["loss_logits_bbox"].backward()
     assert all(p.grad.abs().sum() > 0 for p in hook.parameters())
 
 
-def test_a_student_that_encodes_boxes_is_given_no_positions(tmp_path):
+def test_a_student_that_encodes_boxes_gets_no_positions(tmp_path):
     student = tiny("deformable_detr.two_stage")
     hook = make_hook(student, save_teacher(tmp_path, "deformable_detr"), embedding="random")
     queries = hook.embedding(student.targets(random_batch()))
     assert queries.position is not None
-    assert hook.translate(queries).position is None
+    assert hook.query_adapter(queries).position is None
 
 
-def test_a_teacher_without_denoising_has_no_embedding_of_it(tmp_path):
+def test_a_teacher_without_denoising_has_no_label_embedding(tmp_path):
     with pytest.raises(UserError, match=r"set distillation\.embedding=calibrated"):
         make_hook(tiny("dab_detr"), save_teacher(tmp_path, "dab_detr"))
 
@@ -262,7 +263,7 @@ def test_a_teacher_config_needs_a_model(tmp_path):
         make_hook(tiny_dino(), save_teacher(tmp_path) | dict(config=str(config)))
 
 
-def test_the_teacher_has_the_students_number_of_classes_whatever_its_config_says(tmp_path):
+def test_the_teacher_gets_the_students_number_of_classes(tmp_path):
     """A config's model.num_classes may have been overridden when the teacher was trained."""
     teacher = save_teacher(tmp_path)
     config = Path(teacher["config"])
@@ -271,7 +272,7 @@ def test_the_teacher_has_the_students_number_of_classes_whatever_its_config_says
     assert make_hook(tiny_dino(), teacher).teacher.num_classes == 3
 
 
-def test_teacher_of_other_classes(tmp_path):
+def test_a_teacher_with_other_classes_is_refused(tmp_path):
     with pytest.raises(UserError, match="4 classes and the student 3"):
         make_hook(tiny_dino(), save_teacher(tmp_path, num_classes=4))
 
@@ -281,19 +282,21 @@ def test_teacher_checkpoint_that_leaves_a_parameter_unset(tmp_path):
     weights = torch.load(teacher["checkpoint"], weights_only=True)["model"]
     del weights["encoder.level_embed"]
     torch.save({"model": weights}, teacher["checkpoint"])
-    with pytest.raises(UserError, match=r"teacher\.pth leaves 1 .* encoder\.level_embed"):
+    with pytest.raises(UserError, match=r"teacher\.pth does not set 1 .* encoder\.level_embed"):
         make_hook(tiny_dino(), teacher)
 
 
 def test_hook_is_made_from_a_config(tmp_path):
     node = L(DistillationHook)(
         teacher=save_teacher(tmp_path),
-        losses=[L(MemoryLoss)(alpha=1.0, beta=1.0)],
+        losses=dict(memory=L(MemoryLoss)(alpha=1.0, beta=1.0), logits=None),
         embedding="denoising",
-        period=0,
+        gradient_share_period=0,
     )
     node.student = tiny_dino()
-    assert isinstance(instantiate(node).losses[0], MemoryLoss)
+    losses = instantiate(node).losses
+    assert list(losses) == ["memory"]
+    assert isinstance(losses["memory"], MemoryLoss)
 
 
 DISTRIBUTED = [
@@ -305,48 +308,47 @@ DISTRIBUTED = [
 ]
 
 
-def gradients(theirs, ours, folder, rank=0, world=1):
+def gradients(teacher_variant, student_variant, folder, rank=0, world=1):
     """Gradients of student and projections, by name, on this rank's share of a batch."""
-    config = tiny_config(ours)
+    config = tiny_config(student_variant)
     config.backbone.norm = "FrozenBN"
     if "denoising" in config:
-        # a rank's own random noise is not the joint batch's
+        # the noise of two ranks differs from that of the joint batch
         config.denoising.update(label_noise=0.0, box_noise=0.0)
     torch.manual_seed(0)
     student = roughen(instantiate(config), scale=0.05)
     matcher = HungarianMatcher(2, 5, 2)
-    losses = [
-        MemoryLoss(1e-2, 1e-3),
-        PlainFeatureLoss(1e-2, "features"),
-        TargetAwareLogitLoss(**WEIGHTS),
-        MatchedLogitLoss(matcher, **WEIGHTS),
-    ]
-    teacher = {
-        name: f"{folder}/{theirs}/teacher.{suffix}" for name, suffix in (("config", "yaml"), ("checkpoint", "pth"))
+    losses = {
+        "memory": MemoryLoss(1e-2, 1e-3),
+        "features": PlainFeatureLoss(1e-2, "features"),
+        "logits": TargetAwareLogitLoss(**WEIGHTS),
+        "matched": MatchedLogitLoss(matcher, **WEIGHTS),
     }
-    hook = make_hook(student, teacher, losses, VARIANTS[theirs])
+    folder = f"{folder}/{teacher_variant}"
+    teacher = dict(config=f"{folder}/teacher.yaml", checkpoint=f"{folder}/teacher.pth")
+    hook = make_hook(student, teacher, losses, VARIANTS[teacher_variant])
     for projection in hook.parameters():
         torch.nn.init.constant_(projection, 0.01)
     model = DistributedDataParallel(student) if world > 1 else student
     batch = random_batch(sizes=((160, 192), (128, 192), (160, 192), (160, 176)), counts=(3, 0, 1, 5))
     share = len(batch) // world
-    # the second step fails if a parameter took no part in the first
+    # the second step fails if a parameter was not used in the first
     for _ in range(2):
         model.zero_grad()
-        hook.projections.zero_grad()
-        losses = hook.step_losses(model, batch[rank * share : (rank + 1) * share])
+        hook.modules.zero_grad()
+        losses = hook.compute_losses(model, batch[rank * share : (rank + 1) * share])
         sum(losses.values()).backward()
-    named = {**dict(student.named_parameters()), **dict(hook.projections.named_parameters())}
+    named = {**dict(student.named_parameters()), **dict(hook.modules.named_parameters())}
     return {name: p.grad for name, p in named.items()}
 
 
 def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    for theirs, ours in DISTRIBUTED:
-        result = gradients(theirs, ours, folder, rank, world=2)
+    for teacher_variant, student_variant in DISTRIBUTED:
+        result = gradients(teacher_variant, student_variant, folder, rank, world=2)
         if rank == 0:
-            torch.save(result, f"{folder}/{theirs}_{ours}.pth")
+            torch.save(result, f"{folder}/{teacher_variant}_{student_variant}.pth")
     dist.destroy_process_group()
 
 
@@ -361,11 +363,11 @@ def two_processes(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("theirs", "ours"), DISTRIBUTED)
-def test_two_processes_give_the_gradients_of_one_on_the_joint_batch(two_processes, theirs, ours):
-    one = gradients(theirs, ours, two_processes)
-    two = torch.load(two_processes / f"{theirs}_{ours}.pth", weights_only=True)
+@pytest.mark.parametrize(("teacher_variant", "student_variant"), DISTRIBUTED)
+def test_two_processes_give_the_gradients_of_one_on_the_joint_batch(two_processes, teacher_variant, student_variant):
+    one = gradients(teacher_variant, student_variant, two_processes)
+    two = torch.load(two_processes / f"{teacher_variant}_{student_variant}.pth", weights_only=True)
     assert one.keys() == two.keys()
-    assert any(name.startswith("content") for name in one)
+    assert any(name.startswith("query_adapter.content") for name in one)
     for name, gradient in one.items():
         assert (two[name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6, name

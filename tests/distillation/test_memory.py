@@ -4,7 +4,7 @@ import torch
 from clockdistill.distillation import MemoryLoss, PlainFeatureLoss
 from clockdistill.distillation.memory import location_and_scale_weights, resize_levels
 from clockdistill.errors import UserError
-from clockdistill.modeling import Memory, Outputs, Target
+from clockdistill.modeling import Memory, Outputs, Target, Targets
 from helpers.distillation import weights_by_loop
 from helpers.models import VARIANTS, random_batch, roughen, tiny
 
@@ -43,7 +43,7 @@ def random_targets(seed):
         low = torch.rand(count, 2, generator=generator) * 0.8
         high = low + (1 - low) * torch.rand(count, 2, generator=generator).clamp(min=0.01)
         targets.append(Target(torch.zeros(count, dtype=torch.long), torch.cat(((low + high) / 2, high - low), 1)))
-    return targets
+    return Targets(targets)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -55,25 +55,25 @@ def test_masks_equal_a_loop_over_cells(seed):
     torch.testing.assert_close(actual[1], expected[1])
 
 
-def test_padding_weighs_nothing_and_a_box_alone_weighs_one():
+def test_padding_has_no_weight_and_a_single_box_a_total_of_one():
     memory = make_memory(SHAPES, VALID)
     boxes = torch.tensor([[0.3, 0.4, 0.2, 0.3]])
-    targets = [Target(torch.zeros(1, dtype=torch.long), boxes)] * 3
+    targets = Targets([Target(torch.zeros(1, dtype=torch.long), boxes)] * 3)
     objects, background = location_and_scale_weights(memory, targets)
     assert objects[memory.padding_mask].sum() == background[memory.padding_mask].sum() == 0
     for level in objects.split([h * w for h, w in SHAPES], 1):
         torch.testing.assert_close(level.sum(1), torch.ones(3))
 
 
-def test_a_box_on_cell_borders_covers_no_more_than_its_cells():
+def test_a_box_on_cell_borders_covers_only_its_own_cells():
     """In float32, 0.2 * 10 cells is a rounding error more than 2."""
     memory = make_memory([(10, 10)], [[(10, 10)]])
-    targets = [Target(torch.zeros(1, dtype=torch.long), torch.tensor([[0.15, 0.65, 0.1, 0.1]]))]
+    targets = Targets([Target(torch.zeros(1, dtype=torch.long), torch.tensor([[0.15, 0.65, 0.1, 0.1]]))])
     objects, _ = location_and_scale_weights(memory, targets)
     assert objects.nonzero().tolist() == [[0, 61]]
 
 
-def test_some_levels_of_a_memory_are_a_memory():
+def test_selected_levels_form_a_memory():
     memory = make_memory(SHAPES, VALID)
     memory.position = torch.randn_like(memory.tokens)
     some = memory.select([2, 0])
@@ -101,16 +101,16 @@ def test_loss_equals_a_loop():
             distance = ((teacher.tokens[b, cell] - student.tokens[b, cell]) ** 2).sum()
             total_object += 0.3 * objects[b, cell] * distance / 3
             total_background += 0.02 * background[b, cell] * distance / 3
-    torch.testing.assert_close(losses["loss_mem_object"], total_object)
-    torch.testing.assert_close(losses["loss_mem_background"], total_background)
+    torch.testing.assert_close(losses["object"], total_object)
+    torch.testing.assert_close(losses["background"], total_background)
 
 
-def test_an_image_without_objects_has_the_background_alone():
+def test_an_image_without_objects_has_only_the_background_term():
     teacher, student = make_memory(SHAPES, VALID[:1]), make_memory(SHAPES, VALID[:1])
-    nothing = [Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))]
+    nothing = Targets([Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))])
     losses = MemoryLoss(1.0, 1.0)(outputs_of(teacher), outputs_of(student), nothing)
-    assert losses["loss_mem_object"] == 0
-    assert losses["loss_mem_background"] > 0
+    assert losses["object"] == 0
+    assert losses["background"] > 0
 
 
 @pytest.mark.parametrize("loss", [MemoryLoss(0.1, 0.1), MemoryLoss(0.1, 0.1, "features"), PlainFeatureLoss(1.0)])
@@ -124,7 +124,7 @@ def test_gradcheck(loss):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_zero_for_a_student_that_is_its_teacher(variant):
+def test_the_loss_is_zero_if_student_and_teacher_are_equal(variant):
     model = roughen(tiny(variant)).eval()
     batch = random_batch()
     outputs = outputs_of(model.encode(model.preprocess(batch)))
@@ -141,12 +141,12 @@ def test_half_precision_does_not_overflow():
 
 def test_plain_loss_is_the_mean_over_valid_cells():
     teacher, student = make_memory(SHAPES, VALID), make_memory(SHAPES, VALID)
-    loss = PlainFeatureLoss(1.0)(outputs_of(teacher), outputs_of(student), random_targets(0))["loss_mem_plain"]
+    loss = PlainFeatureLoss(1.0)(outputs_of(teacher), outputs_of(student), random_targets(0))["mse"]
     valid = ~teacher.padding_mask
     torch.testing.assert_close(loss, (teacher.tokens - student.tokens)[valid].square().mean())
 
 
-def test_levels_of_other_shapes_are_resized():
+def test_levels_of_different_shapes_are_resized():
     source, target = torch.tensor([[2, 2], [1, 1]]), torch.tensor([[4, 4], [2, 3]])
     tokens = torch.cat((torch.full((1, 4, 2), 3.0), torch.full((1, 1, 2), 7.0)), 1)
     resized = resize_levels(tokens, source, target)
@@ -154,5 +154,5 @@ def test_levels_of_other_shapes_are_resized():
 
 
 def test_unknown_feature_is_refused():
-    with pytest.raises(UserError, match="one of tokens, features"):
+    with pytest.raises(UserError, match="choose tokens or features"):
         MemoryLoss(1.0, 1.0, "neck")

@@ -1,18 +1,26 @@
 import logging
 import pickle
+import sys
 from itertools import pairwise
 
 import pytest
 import torch
 import torchvision
+from detectron2.config import LazyCall as L
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.layers import FrozenBatchNorm2d
+from omegaconf import OmegaConf
+from PIL import Image
 from torch import nn
 
-from clockdistill.engine import Checkpointer, EMAHook
-from clockdistill.engine.checkpoint import save_atomically
+import save_half
+from clockdistill.engine import Checkpointer, EMAHook, load_config
+from clockdistill.engine.checkpoint import inference_metadata, save_atomically
 from clockdistill.errors import UserError
 from clockdistill.modeling import build_resnet
 from clockdistill.modeling.weights import load_weights
+from helpers.models import CONFIGS
 from helpers.toy import ToyDetector, run_toy, toy_config
 
 
@@ -20,11 +28,12 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
-def test_model_file_holds_the_model_and_nothing_else(tmp_path):
+def test_model_file_has_no_training_state(tmp_path):
     run_toy(toy_config(tmp_path))
     saved = load(tmp_path / "model_final.pth")
-    assert saved.keys() == {"model", "iteration"}
+    assert saved.keys() == {"model", "iteration", "metadata"}
     assert saved["iteration"] == 5
+    assert saved["metadata"] == {}  # the toy has neither class names nor a mapper
     assert saved["model"].keys() == ToyDetector(channels=4).state_dict().keys()
     state = load(tmp_path / "model_final.resume.pth")
     assert state.keys() == {"trainer"}
@@ -32,7 +41,55 @@ def test_model_file_holds_the_model_and_nothing_else(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_old_checkpoints_go_with_their_second_file(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "resize"),
+    [
+        ("dino/dino_r50_coco_12ep.py", {"short_edge_length": 800, "max_size": 1333}),
+        ("dino/dino_r50_kitti_12ep.py", None),
+    ],
+)
+def test_metadata_survive_saving(tmp_path, config, resize):
+    cfg = load_config(str(CONFIGS / config), ["dataloader.train.dataset.names=test_metadata"])
+    MetadataCatalog.get("test_metadata").thing_classes = ["cat", "dog"]
+    Checkpointer(ToyDetector(channels=4), str(tmp_path), metadata=inference_metadata(cfg)).save("model")
+    MetadataCatalog.remove("test_metadata")
+    assert load(tmp_path / "model.pth")["metadata"] == {"class_names": ["cat", "dog"], "resize": resize}
+
+
+@pytest.mark.parametrize(
+    "augmentations",
+    [
+        [L(T.ResizeShortestEdge)(short_edge_length=(600, 800))],
+        [L(T.ResizeShortestEdge)(short_edge_length=800, interp=Image.NEAREST)],
+        [L(T.Resize)(shape=(480, 640))],
+        [L(T.ResizeShortestEdge)(short_edge_length=800), L(T.RandomFlip)()],
+    ],
+    ids=["random", "nearest", "resize", "flip"],
+)
+def test_other_test_augmentations_are_left_to_the_config(caplog, monkeypatch, augmentations):
+    monkeypatch.setattr(logging.getLogger("clockdistill"), "propagate", True)
+    mapper = {"augmentations": augmentations}
+    cfg = OmegaConf.create({"dataloader": {"test": {"mapper": mapper}}}, flags={"allow_objects": True})
+    assert inference_metadata(cfg) == {}
+    assert "checkpoints cannot store test-time augmentations" in caplog.text
+
+
+@pytest.mark.parametrize("metadata", [{}, {"class_names": ["cat"], "resize": None}])
+def test_half_precision_keeps_metadata(tmp_path, monkeypatch, metadata):
+    model = ToyDetector(channels=4)
+    Checkpointer(model, str(tmp_path), metadata=metadata).save("model")
+    monkeypatch.setattr(sys, "argv", ["save_half.py", str(tmp_path / "model.pth"), str(tmp_path / "half.pth")])
+    save_half.main()
+    saved = load(tmp_path / "half.pth")
+    assert saved["metadata"] == metadata
+    expected = model.state_dict()
+    assert saved["model"].keys() == expected.keys()
+    for name, value in saved["model"].items():
+        assert value.dtype == (torch.float16 if expected[name].is_floating_point() else expected[name].dtype)
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-6, check_dtype=False)
+
+
+def test_old_checkpoints_are_deleted_with_their_training_state(tmp_path):
     run_toy(toy_config(tmp_path, "train.checkpointer.period=1", "train.checkpointer.max_to_keep=2"))
     names = ["model_0000004", "model_0000005", "model_final"]
     assert sorted(p.name for p in tmp_path.glob("*.pth")) == sorted(
@@ -40,7 +97,7 @@ def test_old_checkpoints_go_with_their_second_file(tmp_path):
     )
 
 
-def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "model.pth"
     save_atomically({"a": torch.ones(2)}, str(path))
 
@@ -57,7 +114,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
 
 
-def test_model_file_has_the_averaged_weights(tmp_path):
+def test_model_file_has_averaged_weights(tmp_path):
     run_toy(toy_config(tmp_path, "train.ema.enabled=True", "train.ema.decay=0.15", "train.checkpointer.period=1"))
     weights = []
     for iteration in range(1, 6):
@@ -76,14 +133,14 @@ def test_average_of_weights_and_buffers():
         nn.init.constant_(model.weight, value)
         model.running_mean.fill_(10 * value)
         hook.after_step()
-    # the decay is 2/11 after the first step, and from the second on its final value
+    # the decay is 2/11 in the second step, and its final value from the third
     expected = 0.2 * (2 / 11 * 1 + 9 / 11 * 2) + 0.8 * 4
     assert hook.model.weight.item() == pytest.approx(expected)
     assert hook.model.running_mean.item() == pytest.approx(10 * expected)
 
 
-def test_the_average_forgets_where_it_began():
-    """With the decay that configs have, and in no more steps than a short training makes."""
+def test_average_forgets_the_initial_weights():
+    """With the default decay, in as few steps as a short training has."""
     model = nn.Linear(1, 1)
     hook = EMAHook(model, decay=0.9998)
     for value in [100.0] + [1.0] * 300:
@@ -99,16 +156,16 @@ def test_resume_needs_both_files(tmp_path):
         run_toy(toy_config(tmp_path), resume=True)
 
 
-def test_resume_with_another_config_says_so(tmp_path):
+def test_resume_with_another_config_is_refused(tmp_path):
     run_toy(toy_config(tmp_path))
     with pytest.raises(UserError, match=r"model_final\.pth leaves"):
         run_toy(toy_config(tmp_path, "model.channels=5"), resume=True)
     cfg = toy_config(tmp_path, "optimizer.params.backbone_lr_factor=1")
-    with pytest.raises(UserError, match=r"model_final\.resume\.pth does not fit this config"):
+    with pytest.raises(UserError, match=r"model_final\.resume\.pth does not match this config"):
         run_toy(cfg, resume=True)
 
 
-def test_missing_and_wrong_files(tmp_path):
+def test_missing_and_invalid_files(tmp_path):
     model = ToyDetector(channels=4)
     with pytest.raises(UserError, match=r"nowhere\.pth does not exist"):
         run_toy(toy_config(tmp_path, "train.init_checkpoint=nowhere.pth"))
@@ -125,7 +182,7 @@ def test_missing_and_wrong_files(tmp_path):
         load_weights(model, "")
 
 
-def test_what_does_not_match_is_said(tmp_path, caplog, monkeypatch):
+def test_mismatches_are_reported(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("fvcore"), "propagate", True)
     model = ToyDetector(channels=4)
     weights = ToyDetector(channels=4).state_dict()
@@ -152,7 +209,7 @@ class WithBackbone(nn.Module):
         self.backbone = build_resnet(depth, norm=norm, freeze_at=0, out_features=["res2", "res5"])
 
 
-def randomise_batch_norm(model):
+def randomize_batch_norm(model):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
@@ -162,25 +219,25 @@ def randomise_batch_norm(model):
 @pytest.mark.parametrize(
     ("depth", "norm"), [(18, "FrozenBN"), (18, "BN"), (50, "FrozenBN")], ids=["r18-frozen", "r18-bn", "r50-frozen"]
 )
-def test_torchvision_resnet_gives_the_same_features(tmp_path, depth, norm):
+def test_torchvision_weights_give_torchvision_features(tmp_path, depth, norm):
     torch.manual_seed(0)
-    theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
-    randomise_batch_norm(theirs)
-    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
-    ours = WithBackbone(depth, norm).eval()
-    report = load_weights(ours, str(tmp_path / "resnet.pth"), strict=True)
+    reference = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
+    randomize_batch_norm(reference)
+    torch.save(reference.state_dict(), tmp_path / "resnet.pth")
+    model = WithBackbone(depth, norm).eval()
+    report = load_weights(model, str(tmp_path / "resnet.pth"), strict=True)
     assert report.unexpected == ["fc.weight", "fc.bias"]
 
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        res2 = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image)))))
-        res5 = theirs.layer4(theirs.layer3(theirs.layer2(res2)))
-        features = ours.backbone(image)
+        res2 = reference.layer1(reference.maxpool(reference.relu(reference.bn1(reference.conv1(image)))))
+        res5 = reference.layer4(reference.layer3(reference.layer2(res2)))
+        features = model.backbone(image)
     torch.testing.assert_close(features["res2"], res2, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(features["res5"], res5, rtol=1e-4, atol=1e-4)
 
 
-def test_zoo_pickle_loads_by_matching_names(tmp_path):
+def test_model_zoo_pickle_loads_by_name_matching(tmp_path):
     torch.manual_seed(0)
     source = WithBackbone(18, "FrozenBN")
     weights = {name.removeprefix("backbone."): value.numpy() for name, value in source.state_dict().items()}
@@ -191,13 +248,13 @@ def test_zoo_pickle_loads_by_matching_names(tmp_path):
     torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
 
 
-def test_checkpoint_of_several_processes_is_that_of_one(tmp_path):
+def test_distributed_checkpoint_loads(tmp_path):
     model = ToyDetector(channels=4)
     torch.save({"model": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "ddp.pth")
     assert not load_weights(ToyDetector(channels=4), str(tmp_path / "ddp.pth")).unset
 
 
-def test_last_checkpoint_names_the_last(tmp_path):
+def test_last_checkpoint_file_names_the_latest(tmp_path):
     checkpointer = Checkpointer(ToyDetector(channels=4), str(tmp_path))
     checkpointer.save("model_0000001", iteration=1)
     checkpointer.save("model_0000002", iteration=2)

@@ -5,14 +5,13 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 
-from clockdistill.distillation import DistillationHook
 from clockdistill.engine import Trainer, do_test, eval_only
 from clockdistill.errors import UserError
-from helpers.toy import ToyDetector, ToyLoader, read_metrics, run_toy, toy_config
+from helpers.toy import ToyDetector, ToyDistillation, ToyLoader, read_metrics, run_toy, toy_config
 
 
 class Recorder(HookBase):
-    """Every step's loss and gradient norm as they were, not smoothed."""
+    """Records every step's loss and gradient norm, not smoothed."""
 
     def __init__(self):
         self.losses, self.norms = [], []
@@ -51,7 +50,7 @@ def train_by_hand(steps, clip_grad):
 
 
 @pytest.mark.parametrize("clip_grad", [None, 0.1])
-def test_steps_are_those_of_a_plain_loop(clip_grad):
+def test_steps_equal_those_of_a_plain_loop(clip_grad):
     trainer = make_trainer(clip_grad=clip_grad)
     trainer.train(0, 4)
     model, losses, norms = train_by_hand(4, clip_grad)
@@ -71,14 +70,14 @@ def test_mixed_precision_on_the_cpu(dtype):
     recorder = trainer.recorder
     assert set(seen) == {dtype}
     assert next(trainer.model.parameters()).dtype == torch.float32
-    # float16's first scale overflows and the scaler leaves those steps out: the norm is that of the first step made
+    # with float16's initial scale the first steps overflow and are skipped: the norm is that of the first real step
     assert recorder.losses[0] == pytest.approx(losses[0], rel=0.03)
     assert recorder.norms[0] == pytest.approx(norms[0], rel=0.5)
     assert recorder.losses[-1] == pytest.approx(losses[-1], rel=0.2)
     assert recorder.losses[-1] < 0.8 * recorder.losses[0]
 
 
-def test_infinite_loss_names_iteration_and_terms_and_leaves_the_weights_alone():
+def test_infinite_loss_names_iteration_and_terms_and_keeps_the_weights():
     trainer = make_trainer(broken_at=2)
     before = {}
 
@@ -99,25 +98,6 @@ def test_infinite_gradient_is_found():
         trainer.train(0, 1)
 
 
-class ToyDistillation(DistillationHook):
-    """Doubles the loss by a trained factor, which stands for a projection."""
-
-    def __init__(self, student):
-        self.factor = torch.nn.Parameter(torch.tensor(2.0))
-
-    def parameters(self):
-        return iter([self.factor])
-
-    def state_dict(self):
-        return {"factor": self.factor.detach()}
-
-    def load_state_dict(self, state):
-        self.factor.data.copy_(state["factor"])
-
-    def step_losses(self, model, data):
-        return model(data) | {"loss_distill": self.factor.square()}
-
-
 def test_losses_come_from_the_distillation_hook():
     trainer = make_trainer()
     trainer.register_hooks([ToyDistillation(trainer.model)])
@@ -126,17 +106,41 @@ def test_losses_come_from_the_distillation_hook():
     assert trainer.recorder.losses[0] == pytest.approx(losses[0] + 4)
 
 
+def test_a_second_loss_function_is_refused():
+    trainer = make_trainer()
+    trainer.register_hooks([ToyDistillation(trainer.model), ToyDistillation(trainer.model)])
+    with pytest.raises(RuntimeError, match="two hooks set the loss function"):
+        trainer.train(0, 1)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_the_loss_function_is_given_model_batch_and_scale(dtype):
+    trainer, seen = make_trainer(amp_dtype=dtype), []
+
+    class Hook(HookBase):
+        def before_train(self):
+            self.trainer.set_loss_function(self.compute)
+
+        def compute(self, model, data, loss_scale):
+            seen.append((model, loss_scale))
+            return model(data)
+
+    trainer.register_hooks([Hook()])
+    trainer.train(0, 1)
+    assert seen == [(trainer.model, 1.0 if dtype is None else 65536.0)]
+
+
 @pytest.mark.parametrize("overrides", [(), ("train.ema.enabled=True", "train.ema.decay=0.5"), ("distilled",)])
-def test_resume_goes_on_as_if_nothing_had_happened(tmp_path, overrides):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, overrides):
     def config(folder, *more):
         cfg = toy_config(folder, *(o for o in overrides if o != "distilled"), *more)
         if "distilled" in overrides:
-            cfg.distillation = {"_target_": "engine.test_train.ToyDistillation"}
+            cfg.distillation = {"_target_": "helpers.toy.ToyDistillation"}
         return cfg
 
     run_toy(config(tmp_path / "whole"))
     run_toy(config(tmp_path / "parts", "train.checkpointer.period=3"))
-    # the run was stopped after iteration 4: what it left is the checkpoint of iteration 2
+    # as if the run had been stopped after iteration 4: its last checkpoint is that of iteration 2
     for path in (tmp_path / "parts").glob("*"):
         if not path.name.startswith("model_0000002"):
             path.unlink()
@@ -152,7 +156,7 @@ def test_resume_goes_on_as_if_nothing_had_happened(tmp_path, overrides):
         assert whole["trainer"]["hooks"]["ToyDistillation"]["factor"] < 2
 
 
-def test_resume_of_a_finished_training_only_evaluates(tmp_path):
+def test_resuming_a_finished_training_only_evaluates(tmp_path):
     run_toy(toy_config(tmp_path))
     (tmp_path / "results.json").unlink()
     before = (tmp_path / "model_final.pth").read_bytes()
@@ -161,7 +165,7 @@ def test_resume_of_a_finished_training_only_evaluates(tmp_path):
     assert (tmp_path / "results.json").is_file()
 
 
-def test_learning_rates_and_their_step(tmp_path):
+def test_learning_rates_and_their_schedule(tmp_path):
     run_toy(toy_config(tmp_path))
     groups = torch.load(tmp_path / "model_final.resume.pth", weights_only=True)["trainer"]["optimizer"]["param_groups"]
     assert sorted(group["initial_lr"] for group in groups) == pytest.approx([1e-3, 1e-2])
@@ -170,7 +174,7 @@ def test_learning_rates_and_their_step(tmp_path):
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_results_file_is_of_the_saved_weights_and_has_no_nan(tmp_path, ema):
+def test_results_are_those_of_the_saved_weights_and_have_no_nan(tmp_path, ema):
     run_toy(toy_config(tmp_path, f"train.ema.enabled={ema}", "train.ema.decay=0.5"))
     text = (tmp_path / "results.json").read_text()
     assert "NaN" not in text
@@ -178,7 +182,7 @@ def test_results_file_is_of_the_saved_weights_and_has_no_nan(tmp_path, ema):
     assert eval_only(cfg)["bbox"]["AP"] == pytest.approx(json.loads(text)["bbox"]["AP"])
 
 
-def test_eval_only_refuses_what_it_cannot_evaluate(tmp_path):
+def test_eval_only_without_weights_or_evaluator_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"train\.init_checkpoint"):
         eval_only(toy_config(tmp_path))
     torch.save({"model": {"head.bias": torch.zeros(1)}}, tmp_path / "part.pth")
@@ -194,7 +198,7 @@ def test_unknown_precision_is_an_error(tmp_path):
         run_toy(toy_config(tmp_path, "train.amp.enabled=True", "train.amp.dtype=float8"))
 
 
-def test_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypatch, capfd, caplog):
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypatch, capfd, caplog):
     printer = logging.getLogger("detectron2.utils.events")
     printer.addHandler(caplog.handler)
     printer.setLevel(logging.INFO)
@@ -209,7 +213,7 @@ def test_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypatch, capfd, cap
     printer.removeHandler(caplog.handler)
 
 
-def test_lists_of_the_config_do_not_get_into_the_state(tmp_path):
+def test_config_lists_are_saved_as_plain_lists(tmp_path):
     cfg = toy_config(tmp_path, "+optimizer.etas=[0.5,1.2]", "optimizer._target_=torch.optim.Rprop")
     del cfg.optimizer.betas, cfg.optimizer.weight_decay
     run_toy(cfg)

@@ -28,7 +28,7 @@ def train_net(tmp_path, *args):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["train.max_iters=3"], "error: unknown config key train.max_iters: the nearest is train.max_iter "),
+        (["train.max_iters=3"], "error: unknown config key train.max_iters: did you mean train.max_iter or "),
         (
             ["dataloader.train={_target_: helpers.toy.broken_loader, num_workers: 1}"],
             "error: label file 000003.txt, line 2: fifteen fields are needed",

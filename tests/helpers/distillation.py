@@ -23,8 +23,8 @@ def save_teacher(folder, variant="dino", **kwargs):
 
 
 def make_hook(student, teacher, losses=None, embedding="denoising", **kwargs):
-    losses = losses or [MemoryLoss(1e-2, 1e-3), TargetAwareLogitLoss(**WEIGHTS)]
-    kwargs = dict(period=0) | kwargs
+    losses = losses or {"memory": MemoryLoss(1e-2, 1e-3), "logits": TargetAwareLogitLoss(**WEIGHTS)}
+    kwargs = dict(gradient_share_period=0) | kwargs
     return DistillationHook(student=student, teacher=teacher, losses=losses, embedding=embedding, **kwargs)
 
 
@@ -33,19 +33,19 @@ def weights_by_loop(valid, shapes, targets):
     for image, target in zip(valid, targets, strict=True):
         object_cells, background_cells = [], []
         for (height, width), (h, w) in zip(shapes, image, strict=True):
-            ours = [[0.0] * width for _ in range(height)]
+            weight = [[0.0] * width for _ in range(height)]
             for cx, cy, bw, bh in target.boxes.double().tolist():
                 x0, x1 = math.floor((cx - bw / 2) * w), math.ceil((cx + bw / 2) * w)
                 y0, y1 = math.floor((cy - bh / 2) * h), math.ceil((cy + bh / 2) * h)
                 for i in range(y0, y1):
                     for j in range(x0, x1):
-                        ours[i][j] = max(ours[i][j], 1 / ((y1 - y0) * (x1 - x0)))
-            rest = sum(ours[i][j] == 0 for i in range(h) for j in range(w))
+                        weight[i][j] = max(weight[i][j], 1 / ((y1 - y0) * (x1 - x0)))
+            rest = sum(weight[i][j] == 0 for i in range(h) for j in range(w))
             for i in range(height):
                 for j in range(width):
                     inside = i < h and j < w
-                    object_cells.append(ours[i][j])
-                    background_cells.append(1 / rest if inside and ours[i][j] == 0 else 0.0)
+                    object_cells.append(weight[i][j])
+                    background_cells.append(1 / rest if inside and weight[i][j] == 0 else 0.0)
         objects.append(object_cells)
         background.append(background_cells)
     return torch.tensor(objects), torch.tensor(background)

@@ -1,53 +1,31 @@
 """Small detectors and batches that tests share."""
 
-from pathlib import Path
-
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
-from omegaconf import OmegaConf
 
 from clockdistill.modeling import Queries
+from families import CONFIGS, VARIANTS, model_config
 
-CONFIGS = Path(__file__).parents[2] / "projects" / "CLoCKDistill" / "configs"
-
-
-# What makes a variant of its family's config, by name; the family's name comes before the first dot.
-VARIANTS = {
-    "dino": {},
-    "dino.5scale": {
-        "backbone.out_features": ["res2", "res3", "res4", "res5"],
-        "neck.in_features": ["res2", "res3", "res4", "res5"],
-        "neck.in_channels": [256, 512, 1024, 2048],
-        "encoder.num_levels": 5,
-    },
-    "deformable_detr": {},
-    "deformable_detr.refine": {"decoder.refine": True},
-    "deformable_detr.two_stage": {"decoder.refine": True, "two_stage": True},
-    "dab_detr": {},
-    "dab_detr.dc5": {"backbone.dilate_res5": True},
-    "dab_detr.patterns": {"num_patterns": 2, "num_queries": 10},
-}
+__all__ = ["CONFIGS", "VARIANTS", "model_config"]
 
 
-def model_config(variant="dino"):
-    """The full-size config of a family's variant."""
-    model = LazyConfig.load(str(CONFIGS / "common" / "models" / f"{variant.split('.')[0]}.py")).model
-    for key, value in VARIANTS[variant].items():
-        OmegaConf.update(model, key, value)
-    return model
+def tiny_config(variant="dino", **kwargs):
+    """A family's config, shrunk."""
+    return shrink(model_config(variant), **kwargs)
 
 
-def tiny_config(variant="dino", embed_dim=32, num_classes=3, decoder_layers=2):
-    """The full-size config cut down: what tests run is what users train, but smaller."""
-    model = model_config(variant)
-    # ResNet-18 knows no dilation
+def shrink(model, embed_dim=32, num_classes=3, decoder_layers=2):
+    """Make the full-size config of a model smaller, in place, so that tests run what users train."""
+    # Detectron2's ResNet-18 does not support dilation
     depth, expansion = (50, 4) if model.backbone.get("dilate_res5") else (18, 1)
     model.backbone.update(depth=depth, width=8, norm="BN", freeze_at=0)
     model.neck.in_channels = [expansion * c for c in (8, 16, 32, 64)][-len(model.neck.in_features) :]
     model.encoder.update(embed_dim=embed_dim, num_layers=1, num_heads=4, feedforward_dim=64)
     model.decoder.num_layers = decoder_layers
     model.update(num_classes=num_classes, num_queries=min(20, model.num_queries))
+    if model.get("num_patterns"):
+        model.update(num_patterns=2, num_queries=10)
     if "num_points" in model.encoder:
         model.encoder.num_points = 2
     if "denoising" in model:
@@ -69,7 +47,7 @@ def tiny_dino(seed=0, **kwargs):
 
 
 def random_queries(model, padding):
-    """Queries such as distillation asks, with random content, boxes and, where the model needs one, position."""
+    """Queries as in distillation, with random contents, boxes and, if the model needs them, positions."""
     size = *padding.shape, model.embed_dim
     boxes = torch.rand(*padding.shape, 4) * 0.8 + 0.1
     position = None if model.encodes_boxes else torch.randn(size)
@@ -77,7 +55,7 @@ def random_queries(model, padding):
 
 
 def roughen(module, seed=0, scale=0.1):
-    """Replaces the symmetric, partly zero initial values by random ones, so that every path carries a signal."""
+    """Add noise to the initial parameters, some of which are zero, so that every path carries a signal."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -95,7 +73,12 @@ def random_instances(height, width, count, num_classes, generator):
 
 
 def random_batch(sizes=((64, 96), (64, 96)), counts=(3, 1), num_classes=3, seed=0):
-    """A batch as Detectron2's loader gives it; image sizes as (height, width), counts of objects."""
+    """A batch as Detectron2's loader returns it.
+
+    Args:
+        sizes: (height, width) of each image.
+        counts: number of objects in each image.
+    """
     generator = torch.Generator().manual_seed(seed)
     return [
         dict(

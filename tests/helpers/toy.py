@@ -1,4 +1,4 @@
-"""A meta-architecture of one convolution, with the data and the evaluator that it takes to train it in no time."""
+"""A meta-architecture with one convolution, and the data and evaluator to train it in no time."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from clockdistill.distillation import DistillationHook
 from clockdistill.engine import do_train, load_config
 from clockdistill.errors import UserError
 
@@ -35,7 +36,7 @@ class ToyDetector(nn.Module):
 
 
 class ToyLoader:
-    """Endless batches; the one of every iteration follows from its index and the seed alone.
+    """Endless batches, each determined by its index and the seed.
 
     Args:
         start: index of the first batch.
@@ -73,7 +74,7 @@ def broken_loader(num_workers: int, seed: int):
 
 
 class ToyEvaluator(DatasetEvaluator):
-    """The mean score as AP, and a class that has no AP."""
+    """Reports the mean score as AP, and a class without AP."""
 
     def reset(self):
         self.scores = []
@@ -86,11 +87,35 @@ class ToyEvaluator(DatasetEvaluator):
         return {"bbox": {"AP": sum(self.scores) / len(self.scores), "AP-Tram": float("nan")}}
 
 
+class ToyDistillation(DistillationHook):
+    """Adds the square of a trained factor to the losses."""
+
+    def __init__(self, student):
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def calibrate(self, data):
+        pass
+
+    def parameters(self):
+        return iter([self.factor])
+
+    def state_dict(self):
+        return {"factor": self.factor.detach()}
+
+    def load_state_dict(self, state):
+        self.factor.data.copy_(state["factor"])
+
+    def compute_losses(self, model, data, loss_scale=1.0):
+        return model(data) | {"loss_distill": self.factor.square()}
+
+
+TOY_CONFIG = Path(__file__).with_name("toy_config.py")
+
+
 def toy_config(output_dir, *overrides: str):
-    """The config beside this file, loaded as train_net.py loads it, on the CPU."""
-    path = Path(__file__).with_name("toy_config.py")
+    """Load toy_config.py as train_net.py does, for the CPU."""
     Path(output_dir).mkdir(exist_ok=True)
-    return load_config(str(path), [f"train.output_dir='{output_dir}'", "train.device=cpu", *overrides])
+    return load_config(str(TOY_CONFIG), [f"train.output_dir='{output_dir}'", "train.device=cpu", *overrides])
 
 
 def run_toy(cfg, resume: bool = False):
@@ -98,6 +123,6 @@ def run_toy(cfg, resume: bool = False):
 
 
 def read_metrics(output_dir, name: str = "total_loss") -> dict[int, float]:
-    """Values by iteration; losses are medians of the last 20, so compare runs only where they start together."""
+    """Values by iteration. Losses are medians of the last 20: compare only runs with the same start."""
     lines = (json.loads(line) for line in (Path(output_dir) / "metrics.json").read_text().splitlines())
     return {line["iteration"]: line[name] for line in lines if name in line}

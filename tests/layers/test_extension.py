@@ -1,4 +1,4 @@
-"""How the operators are built, found and loaded; each build in a copy, so that what is installed stays as it is."""
+"""Building and loading of the operators. Builds run in a copy, to keep the installed one untouched."""
 
 import json
 import os
@@ -20,25 +20,23 @@ PACKAGE = "projects/CLoCKDistill"
 OPERATOR_TESTS = "tests/layers/test_ms_deform_attn.py"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is here")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """The repository as a clone has it, without anything built."""
+    """A copy of the package without build outputs."""
     shutil.copytree(
         ROOT / PACKAGE / "clockdistill",
         tmp_path / PACKAGE / "clockdistill",
-        ignore=shutil.ignore_patterns("_C.*", "__*__"),
+        ignore=shutil.ignore_patterns("_C.*", "__pycache__"),
     )
-    for source in (ROOT / PACKAGE / "clockdistill").glob("__init__.py"):
-        shutil.copy(source, tmp_path / PACKAGE / "clockdistill")
     shutil.copy(ROOT / "setup.py", tmp_path)
     return tmp_path
 
 
 def build(copy, **environment):
-    """Build as pip does; the record that is left."""
+    """Build as pip does and return the build record."""
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     result = subprocess.run(command, cwd=copy, env=os.environ | environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
@@ -51,20 +49,20 @@ def run_operator_tests(copy, *arguments, **environment):
 
 
 def describe(copy):
-    """What a fresh interpreter with the copied package says of the CPU."""
+    """Return the description of the CPU operators in a fresh interpreter with the copied package."""
     code = "from clockdistill.layers import extension; print(extension.describe('cpu'))"
     command = [sys.executable, "-W", "ignore", "-c", code]
     environment = os.environ | {"PYTHONPATH": str(copy / PACKAGE)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_operators_pass_the_same_tests_where_none_was_built(copy):
-    assert describe(copy).startswith("pure PyTorch, since no operators are compiled (`pip install")
+def test_pure_pytorch_passes_the_operator_tests(copy):
+    assert describe(copy).startswith("pure PyTorch: the operators are not compiled (run `pip install")
     result = run_operator_tests(copy)
     assert result.returncode == 0, result.stdout[-3000:]
 
 
-def test_a_compiler_that_fails_leaves_pure_pytorch_and_the_reason(copy):
+def test_failed_build_falls_back_to_pure_pytorch_with_the_reason(copy):
     library = copy / PACKAGE / "clockdistill" / "_C.so"
     library.touch()
     record = build(copy, CXX="false", CC="false")
@@ -72,36 +70,36 @@ def test_a_compiler_that_fails_leaves_pure_pytorch_and_the_reason(copy):
     assert "did not compile" in record["problem"]
     assert "pip install -v -e ." in record["problem"]
     assert not library.exists()
-    assert describe(copy) == f"pure PyTorch, since {record['problem']}"
+    assert describe(copy) == f"pure PyTorch: {record['problem']}"
 
 
-def test_a_library_for_another_torch_is_not_loaded(copy):
+def test_library_for_another_torch_is_not_loaded(copy):
     package = copy / PACKAGE / "clockdistill"
     (package / "_C.so").touch()
     (package / "_C.json").write_text(json.dumps({"torch": "2.0.0", "cpu": True, "cuda": None, "problem": ""}))
     assert describe(copy).startswith(
-        f"pure PyTorch, since they were compiled for torch 2.0.0 and this is {torch.__version__}"
+        f"pure PyTorch: the operators were compiled for torch 2.0.0, not {torch.__version__}"
     )
 
 
-def test_a_library_that_does_not_load_is_named(copy):
+def test_broken_library_is_reported(copy):
     package = copy / PACKAGE / "clockdistill"
-    (package / "_C.so").write_text("no library")
+    (package / "_C.so").write_text("not a library")
     record = {"torch": torch.__version__, "cpu": True, "cuda": None, "problem": ""}
     (package / "_C.json").write_text(json.dumps(record))
-    assert "the compiled ones do not load: " in describe(copy)
+    assert "the compiled operators failed to load: " in describe(copy)
 
 
 @needs_compiler
-@pytest.mark.skipif(sys.platform != "linux", reason="the sanitizers' libraries are preloaded as Linux does it")
+@pytest.mark.skipif(sys.platform != "linux", reason="preloading the sanitizers is specific to Linux")
 def test_sanitizers_find_nothing(copy):
-    """Address and undefined-behaviour sanitizers over every shape, place and type of the operator's own tests."""
+    """Run the operator tests with the address and undefined-behavior sanitizers."""
     libraries = [
         subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
     if not all(os.path.isabs(library) for library in libraries):
-        pytest.skip("the compiler has no sanitizers")
+        pytest.skip("no sanitizers for this compiler")
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr -g1"
     record = build(copy, CFLAGS=flags, LDFLAGS="-fsanitize=address,undefined", TORCH_CUDA_ARCH_LIST="")
     assert record["cpu"]
@@ -112,15 +110,14 @@ def test_sanitizers_find_nothing(copy):
 
 @pytest.mark.skipif(
     not torch.version.cuda or not cpp_extension.CUDA_HOME or not Path(cpp_extension.CUDA_HOME, "bin", "nvcc").exists(),
-    reason="no CUDA toolkit is here",
+    reason="no CUDA toolkit",
 )
 def test_cuda_sources_compile_for_sm_80_and_sm_90(tmp_path):
-    """They compile; without a GPU nothing here runs them."""
+    """Compile only: this does not need a GPU."""
     source = ROOT / PACKAGE / "clockdistill/layers/csrc/ms_deform_attn_cuda.cu"
     includes = [f"-I{path}" for path in cpp_extension.include_paths("cuda")]
     architectures = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in (80, 90)]
     nvcc = Path(cpp_extension.CUDA_HOME, "bin", "nvcc")
-    # without optimisation of the device's code: whether it compiles does not depend on it, and it takes half the time
     flags = ["-std=c++17", "-Xcompiler=-fPIC", *cpp_extension.COMMON_NVCC_FLAGS, *architectures, "--threads=2", "-c"]
     result = subprocess.run(
         [nvcc, *flags, *includes, source, "-o", tmp_path / "cuda.o"], capture_output=True, text=True
@@ -129,7 +126,7 @@ def test_cuda_sources_compile_for_sm_80_and_sm_90(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_report_and_the_log_say_what_serves(device, caplog):
+def test_implementation_is_reported_and_logged(device, caplog):
     assert extension.describe(device) in operators_info()
     caplog.set_level("INFO", logger=extension.logger.name)
     extension.log_backend(device)
@@ -149,16 +146,14 @@ def test_the_report_and_the_log_say_what_serves(device, caplog):
         ("Hopper", (9, 0), True),
     ],
 )
-def test_kernels_of_another_gpu_are_known(architectures, capability, runs):
-    assert extension.serves_gpu(architectures, capability) == runs
+def test_supports_gpu(architectures, capability, runs):
+    assert extension.supports_gpu(architectures, capability) == runs
 
 
-def test_kernels_of_another_gpu_end_the_run_at_its_start(monkeypatch):
+def test_kernels_for_another_gpu_are_an_error(monkeypatch):
     monkeypatch.setattr(extension, "has_kernel", lambda device_type: True)
     monkeypatch.setattr(extension, "read_record", lambda: {"architectures": "8.0"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    with pytest.raises(
-        UserError, match=r"for GPUs of compute capability 8\.0, and this one has 9\.0: run `TORCH_CUDA_AR"
-    ):
+    with pytest.raises(UserError, match=r"for compute capability 8\.0, but this GPU has 9\.0: run `TORCH_CUDA_AR"):
         extension.log_backend("cuda")

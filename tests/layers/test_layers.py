@@ -8,6 +8,7 @@ from clockdistill.errors import UserError
 from clockdistill.layers import (
     MultiScaleDeformableAttention,
     PositionEmbeddingSine,
+    at_least_float32,
     giou_loss,
     inverse_sigmoid,
     sine_embed_boxes,
@@ -26,7 +27,7 @@ def test_attention_ignores_padding():
     torch.testing.assert_close(*outputs)
 
 
-def test_attention_needs_heads_that_divide_the_width():
+def test_attention_rejects_embed_dim_not_divisible_by_heads():
     with pytest.raises(UserError, match="embed_dim 30 must be a multiple of num_heads 4"):
         MultiScaleDeformableAttention(30, 4, 1, 1)
 
@@ -45,21 +46,28 @@ def test_position_embedding_follows_the_formula(temperature, offset):
         assert encoded[0, channel, y, x].item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_box_embedding_is_in_the_order_y_x_w_h():
+def test_box_embedding_is_ordered_y_x_w_h():
     encoded = sine_embed_boxes(torch.tensor([[0.1, 0.2, 0.3, 0.4]]), 4)[0]
     first = encoded.view(4, 4)[:, 0]
     torch.testing.assert_close(first, torch.sin(torch.tensor([0.2, 0.1, 0.3, 0.4]) * 2 * math.pi))
 
 
-def test_inverse_sigmoid_inverts_and_is_finite():
+def test_inverse_sigmoid_inverts_sigmoid_and_is_finite():
     x = torch.linspace(0.01, 0.99, 9)
     torch.testing.assert_close(inverse_sigmoid(x).sigmoid(), x)
     assert inverse_sigmoid(torch.tensor([-1.0, 0.0, 1.0, 2.0])).isfinite().all()
 
 
-def test_giou_loss_equals_the_pairwise_form_and_is_zero_for_small_equal_boxes():
+def test_giou_loss_matches_torchvision_and_vanishes_for_small_equal_boxes():
     a, b = torch.rand(2, 5, 4, dtype=torch.float64) * 0.3 + 0.1
     pairwise = generalized_box_iou(box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")).diagonal()
     torch.testing.assert_close(giou_loss(a, b), 1 - pairwise)
     tiny = torch.tensor([[0.3, 0.4, 0.004, 0.006]])
     assert giou_loss(tiny, tiny).item() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_at_least_float32_keeps_float64(dtype):
+    x = torch.ones(2, dtype=dtype)
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert at_least_float32(x).dtype == expected

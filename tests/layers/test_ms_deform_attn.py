@@ -1,4 +1,4 @@
-"""The operator against a loop over its points, on every backend that this machine has."""
+"""The operator against a loop over sampling points, on every available backend."""
 
 import itertools
 import math
@@ -15,13 +15,13 @@ from clockdistill.layers.ms_deform_attn import by_grid_sample
 
 OPERATOR = torch.ops.clockdistill.ms_deform_attn
 BACKWARD = torch.ops.clockdistill.ms_deform_attn_backward
-# atomic additions on a GPU come in any order
+# the order of atomic additions on a GPU varies
 NONDETERMINISM = {"cpu": 0.0, "cuda": 1e-9}
 SHAPES = ((5, 7), (3, 4), (1, 1), (2, 1), (4, 2))
 
-no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is present")
-no_cuda_kernel = pytest.mark.skipif(not extension.has_kernel("cuda"), reason="no CUDA kernel was built")
-# what serves the operator on each device, compiled or not, and the formula by itself
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+no_cuda_kernel = pytest.mark.skipif(not extension.has_kernel("cuda"), reason="no CUDA kernel")
+# the registered operator on each device, compiled or not, and the formula without it
 BACKENDS = [
     pytest.param((OPERATOR, "cpu"), id="cpu"),
     pytest.param((by_grid_sample, "cpu"), id="grid_sample"),
@@ -35,7 +35,7 @@ def backend(request):
 
 
 def arguments(B=2, Q=4, heads=2, D=3, shapes=SHAPES[:3], points=2, dtype=torch.float64, device="cpu"):
-    """Random values, and points of which some lie outside the map."""
+    """Draw random arguments, with some points outside the map."""
     sizes = torch.tensor(shapes).prod(1)
     value = torch.randn(B, sizes.sum(), heads, D, dtype=torch.float64)
     locations = torch.rand(B, Q, heads, len(shapes), points, 2, dtype=torch.float64) * 1.6 - 0.3
@@ -45,7 +45,7 @@ def arguments(B=2, Q=4, heads=2, D=3, shapes=SHAPES[:3], points=2, dtype=torch.f
 
 
 def bilinear(level, x, y):
-    """level (H, W, D) at (x, y) in units of the level, cell centres at half-integers, zero outside."""
+    """Sample a level (H, W, D) at (x, y) in [0, 1], with zeros outside."""
     height, width, depth = level.shape
     total = level.new_zeros(depth)
     if not (math.isfinite(x) and math.isfinite(y)):
@@ -59,18 +59,13 @@ def bilinear(level, x, y):
 
 
 def by_loop(value, shapes, starts, locations, weights):
+    value, locations, weights = (x.double().cpu() for x in (value, locations, weights))
     B, Q, heads, levels, points, _ = locations.shape
     output = torch.zeros(B, Q, heads, value.shape[-1], dtype=torch.float64)
     for b, q, h, level, p in itertools.product(*map(range, (B, Q, heads, levels, points))):
         height, width = shapes[level].tolist()
-        cells = (
-            value[b, starts[level] : starts[level] + height * width, h]
-            .view(height, width, value.shape[-1])
-            .double()
-            .cpu()
-        )
-        read = bilinear(cells, *locations[b, q, h, level, p].tolist())
-        output[b, q, h] += weights[b, q, h, level, p].double().cpu() * read
+        cells = value[b, starts[level] : starts[level] + height * width, h].view(height, width, value.shape[-1])
+        output[b, q, h] += weights[b, q, h, level, p] * bilinear(cells, *locations[b, q, h, level, p].tolist())
     return output.flatten(2)
 
 
@@ -79,7 +74,7 @@ def with_grad(args):
 
 
 def gradients(function, args, grad=None):
-    """Output and gradients of the three floating-point arguments, for a fixed gradient of the output."""
+    """Return the output and the gradients of the floating-point arguments, given a gradient of the output."""
     args = with_grad(args)
     output = function(*args)
     if grad is None:
@@ -90,14 +85,14 @@ def gradients(function, args, grad=None):
 
 @pytest.mark.parametrize("D", [1, 3, 8, 32, 64, 83])
 @pytest.mark.parametrize("levels", [1, 3, 5])
-def test_equals_a_loop_over_points(backend, D, levels):
+def test_matches_a_loop_over_points(backend, D, levels):
     function, device = backend
     args = arguments(D=D, shapes=SHAPES[:levels], device=device)
     assert_close(function(*args).cpu(), by_loop(*args))
 
 
-def test_reads_zero_where_it_is_far_outside_or_no_number(backend):
-    """Points on borders and on cells' centres, a cell and more outside, and where no memory may be read."""
+def test_distant_infinite_and_nan_locations_yield_zero(backend):
+    """Points on borders, on cell centers, just outside and far outside the map."""
     function, device = backend
     value, shapes, starts, _, _ = arguments(B=1, D=8, device=device)
     steps = [0.0, 0.1, 0.5, 1 / 7, 1.0, -0.0999, 1.0999, -0.3, 1.7, 1e6, -1e30, math.inf, -math.inf, math.nan]
@@ -121,8 +116,8 @@ def test_gradcheck(backend, D, levels):
     assert gradcheck(function, args, fast_mode=D > 3, nondet_tol=NONDETERMINISM[device])
 
 
-def test_second_derivatives_are_refused(backend):
-    """Zeros in their place would go unnoticed."""
+def test_second_derivatives_raise(backend):
+    """Silent zeros would go unnoticed."""
     function, device = backend
     args = with_grad(arguments(B=1, Q=2, device=device))
     grad = torch.autograd.grad(function(*args).square().sum(), args[0], create_graph=True)[0]
@@ -130,8 +125,8 @@ def test_second_derivatives_are_refused(backend):
         torch.autograd.grad(grad.square().sum(), args[3])
 
 
-def test_gradcheck_at_borders_of_cells_and_outside(backend):
-    """Beside the centres of cells, where the interpolation has a kink; between them it is smooth."""
+def test_gradcheck_at_cell_borders_and_outside(backend):
+    """Points lie beside the kinks of the interpolation at cell centers."""
     function, device = backend
     value, shapes, starts, _, _ = arguments(B=1, D=2, shapes=((3, 2),), device=device)
     steps = [-0.4, -0.25 + 1e-4, -0.1, 0.0, 0.25 - 1e-4, 0.25 + 1e-4, 0.5, 1.0, 1.25 - 1e-4, 1.25 + 1e-4, 3.0]
@@ -142,14 +137,14 @@ def test_gradcheck_at_borders_of_cells_and_outside(backend):
     assert gradcheck(function, args, fast_mode=True, nondet_tol=NONDETERMINISM[device])
 
 
-def test_inputs_need_not_be_contiguous(backend):
+def test_non_contiguous_inputs(backend):
     function, device = backend
     args = arguments(D=4, device=device)
     strided = []
     for x in args:
         view = torch.empty(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype, device=x.device)[..., ::2]
         strided.append(view.copy_(x))
-    # of a contiguous tensor, but not from an address that whole vectors may be read from
+    # contiguous, but not aligned for vectorized loads
     strided[0] = (
         torch.empty(args[0].numel() + 1, dtype=args[0].dtype, device=device)[1:].view_as(args[0]).copy_(args[0])
     )
@@ -160,8 +155,7 @@ def test_inputs_need_not_be_contiguous(backend):
     assert gradcheck(function, args, fast_mode=True, nondet_tol=NONDETERMINISM[device])
 
 
-def test_many_queries_of_several_images(backend):
-    """More than one block of threads works on, and of several images."""
+def test_several_blocks_and_images(backend):
     function, device = backend
     args = arguments(B=3, Q=301, heads=3, D=32, points=4, device=device)
     assert_close(gradients(function, args), gradients(by_grid_sample, args))
@@ -169,7 +163,7 @@ def test_many_queries_of_several_images(backend):
 
 @pytest.mark.parametrize("coordinates", ["half", "float", "mixed"])
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3), (torch.float32, 1e-5)])
-def test_lower_precision_is_within_its_own_of_float64(backend, dtype, precision, coordinates):
+def test_lower_precision_is_close_to_float64(backend, dtype, precision, coordinates):
     function, device = backend
     value, shapes, starts, locations, weights = arguments(Q=30, D=32, points=4, dtype=dtype, device=device)
     if coordinates != "half":
@@ -177,18 +171,18 @@ def test_lower_precision_is_within_its_own_of_float64(backend, dtype, precision,
     if coordinates == "float":
         weights = weights.float()
     args = (value, shapes, starts, locations, weights)
-    exact = [x.double() if x.is_floating_point() else x for x in args]
+    double = [x.double() if x.is_floating_point() else x for x in args]
     output, grads = gradients(function, args)
-    # the gradient as the function saw it: of the output's precision
-    seen = torch.randn(output.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype).double()
-    expected, expected_grads = gradients(by_grid_sample, exact, seen.to(device))
-    for actual, wanted, like in zip((output, *grads), (expected, *expected_grads), (value, value, locations, weights)):
+    # round the gradient as for the function under test
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype).double()
+    expected, expected_grads = gradients(by_grid_sample, double, grad.to(device))
+    for actual, exact, like in zip((output, *grads), (expected, *expected_grads), (value, value, locations, weights)):
         assert actual.dtype == like.dtype
-        assert (actual.double() - wanted).abs().max() <= precision * wanted.abs().max()
+        assert (actual.double() - exact).abs().max() <= precision * exact.abs().max()
 
 
-def test_locations_in_float32_tell_the_cells_of_a_wide_map_apart(backend):
-    """In bfloat16 they would be a third of a cell off at this width."""
+def test_float32_locations_distinguish_cells_of_a_wide_map(backend):
+    """At this width, bfloat16 locations would be off by a third of a cell."""
     function, device = backend
     value, shapes, starts, locations, weights = arguments(Q=50, D=4, shapes=((4, 167),), device=device)
     expected = by_loop(value.bfloat16(), shapes, starts, locations, weights.bfloat16())
@@ -196,7 +190,7 @@ def test_locations_in_float32_tell_the_cells_of_a_wide_map_apart(backend):
     assert (actual.cpu().double() - expected).abs().max() <= 8e-3 * expected.abs().max()
 
 
-def test_one_result_at_any_number_of_threads():
+def test_result_does_not_depend_on_the_number_of_threads():
     args = arguments(Q=500, D=32, dtype=torch.float32)
     threads = torch.get_num_threads()
     try:
@@ -211,7 +205,7 @@ def test_one_result_at_any_number_of_threads():
 
 
 @pytest.mark.parametrize("empty", [dict(B=0), dict(Q=0), dict(points=0), dict(shapes=((0, 4), (2, 3)))])
-def test_nothing_to_read_or_to_ask(backend, empty):
+def test_empty_inputs(backend, empty):
     function, device = backend
     args = arguments(**empty, device=device)
     assert_close(function(*args).cpu(), by_loop(*args))
@@ -230,15 +224,18 @@ def replaced(name, change):
     [
         (replaced("value", lambda x: x[0]), "value must be"),
         (replaced("value", lambda x: x.long()), "value must be float16"),
-        (replaced("value", lambda x: x[:, 1:]), "level_start_index: level 2 of 1 x 1 cells does not fit from 47"),
+        (
+            replaced("value", lambda x: x[:, 1:]),
+            "level_start_index: level 2 with 1 x 1 cells from 47 on exceeds the 47 tokens of value",
+        ),
         (replaced("spatial_shapes", lambda x: x.flatten()), "spatial_shapes must be"),
         (replaced("spatial_shapes", lambda x: x.float()), "spatial_shapes must be int64 or int32"),
-        (replaced("spatial_shapes", lambda x: -x), "spatial_shapes must hold"),
+        (replaced("spatial_shapes", lambda x: -x), "spatial_shapes: level 0 has an invalid size of -5 x -7"),
         (replaced("spatial_shapes", lambda x: x * 2**31), "spatial_shapes|level_start_index"),
         (replaced("level_start_index", lambda x: x[:2]), "level_start_index must be"),
         (replaced("level_start_index", lambda x: x - 1), "level_start_index: level 0"),
         (replaced("level_start_index", lambda x: x + 1), "level_start_index: level 2"),
-        (replaced("level_start_index", lambda x: x * 0), "level_start_index: level 1 starts at 0, within"),
+        (replaced("level_start_index", lambda x: x * 0), "level_start_index: level 1 must start at 35 or later"),
         (replaced("sampling_locations", lambda x: x[..., 0]), "sampling_locations must be"),
         (replaced("sampling_locations", lambda x: x[:1]), "sampling_locations must be"),
         (replaced("sampling_locations", lambda x: x[:, :, :, :2]), "sampling_locations must be"),
@@ -251,12 +248,12 @@ def replaced(name, change):
 def test_errors_name_the_argument(break_it, message, backend):
     function, device = backend
     if function is OPERATOR and "must be on" in message:
-        pytest.skip("the dispatcher takes a meta tensor to the fake kernel")
+        pytest.skip("the dispatcher passes meta tensors to the fake kernel")
     with pytest.raises(RuntimeError, match=message):
         function(*break_it(arguments(device=device)))
 
 
-def test_backward_names_a_gradient_of_the_wrong_shape_or_type(backend):
+def test_backward_checks_shape_and_dtype_of_the_gradient(backend):
     _, device = backend
     args = arguments(device=device)
     for grad in (args[0].new_zeros(2, 4, 5), args[0].new_zeros(2, 4, 6).float()):
@@ -275,7 +272,7 @@ def test_opcheck(backend, dtype):
 
 
 class Attention(torch.nn.Module):
-    """The module with fixed places, so that it is a function of query and value alone."""
+    """The module with fixed references, as a function of query and value only."""
 
     def __init__(self):
         super().__init__()
@@ -312,25 +309,25 @@ def test_exports(attention):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_needs_no_casts(attention, dtype):
+def test_autocast(attention, dtype):
     module, inputs = attention
-    kinds = []
-    hook = module.attention.output_proj.register_forward_pre_hook(lambda m, args: kinds.append(args[0].dtype))
+    dtypes = []
+    hook = module.attention.output_proj.register_forward_pre_hook(lambda m, args: dtypes.append(args[0].dtype))
     with torch.autocast(inputs[0].device.type, dtype):
         output = module(*inputs)
     hook.remove()
-    assert kinds == [dtype]
+    assert dtypes == [dtype]
     exact = module(*inputs)
     assert (output.float() - exact).abs().max() < 0.1 * exact.abs().max()
     assert all(g.isfinite().all() for g in torch.autograd.grad(output.float().sum(), inputs))
 
 
-def test_checkpointing_and_deterministic_algorithms_change_nothing(attention):
+def test_checkpointing_and_deterministic_algorithms(attention):
     module, inputs = attention
     plain = torch.autograd.grad(module(*inputs).square().sum(), inputs)
     assert_close(torch.autograd.grad(checkpoint(module, *inputs, use_reentrant=False).square().sum(), inputs), plain)
     if inputs[0].is_cuda and not extension.has_kernel("cuda"):
-        pytest.skip("grid_sample's own backward pass on a GPU is not deterministic")
+        pytest.skip("the backward pass of grid_sample is not deterministic on a GPU")
     try:
         torch.use_deterministic_algorithms(True)
         runs = [torch.autograd.grad(module(*inputs).square().sum(), inputs) for _ in range(2)]
@@ -340,14 +337,14 @@ def test_checkpointing_and_deterministic_algorithms_change_nothing(attention):
     assert_close(runs[0], runs[1], rtol=0, atol=0)
 
 
-def test_the_function_gives_what_the_operator_gives():
+def test_function_matches_operator():
     args = arguments()
     assert_close(gradients(ms_deform_attn, args), gradients(OPERATOR, args))
 
 
 @no_gpu
 @no_cuda_kernel
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU at most")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
 def test_runs_on_the_device_of_its_arguments():
     args = arguments(device="cuda:1")
     output = OPERATOR(*args)

@@ -13,26 +13,26 @@ from helpers.models import random_batch, tiny_config
 
 
 @pytest.mark.parametrize(("depth", "channels"), [(18, 512), (34, 512), (50, 2048), (101, 2048)])
-def test_resnets_have_torchvisions_parameters(depth, channels):
+def test_resnets_have_the_parameters_of_torchvision(depth, channels):
     torchvision = pytest.importorskip("torchvision.models")
-    ours = build_resnet(depth, norm="BN", freeze_at=0)
-    assert ours.output_shape()["res5"].channels == channels
+    model = build_resnet(depth, norm="BN", freeze_at=0)
+    assert model.output_shape()["res5"].channels == channels
     with torch.device("meta"):
-        theirs = getattr(torchvision, f"resnet{depth}")()
-    without_classifier = sum(p.numel() for name, p in theirs.named_parameters() if not name.startswith("fc."))
-    assert sum(p.numel() for p in ours.parameters()) == without_classifier
+        reference = getattr(torchvision, f"resnet{depth}")()
+    without_classifier = sum(p.numel() for name, p in reference.named_parameters() if not name.startswith("fc."))
+    assert sum(p.numel() for p in model.parameters()) == without_classifier
 
 
-def test_a_dilated_last_stage_is_torchvisions():
+def test_dilated_last_stage_matches_torchvision():
     torchvision = pytest.importorskip("torchvision.models")
-    theirs = torchvision.resnet50(replace_stride_with_dilation=[False, False, True]).eval()
-    ours = build_resnet(50, norm="BN", out_features=["res5"], dilate_res5=True).eval()
-    ours.load_state_dict(translate(theirs.state_dict(), ours), strict=False)
-    assert ours.output_shape()["res5"].stride == 16
+    reference = torchvision.resnet50(replace_stride_with_dilation=[False, False, True]).eval()
+    model = build_resnet(50, norm="BN", out_features=["res5"], dilate_res5=True).eval()
+    model.load_state_dict(translate(reference.state_dict(), model), strict=False)
+    assert model.output_shape()["res5"].stride == 16
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        expected = torch.nn.Sequential(*list(theirs.children())[:-2])(image)
-        torch.testing.assert_close(ours(image)["res5"], expected)
+        expected = torch.nn.Sequential(*list(reference.children())[:-2])(image)
+        torch.testing.assert_close(model(image)["res5"], expected)
 
 
 def swin(outputs):
@@ -42,12 +42,12 @@ def swin(outputs):
         "depths": [1, 1, 2, 1],
         "num_heads": [1, 2, 2, 4],
         "window_size": 4,
-        "drop_path_rate": 0.0,  # Detectron2 takes it from timm
+        "drop_path_rate": 0.0,  # otherwise Detectron2 imports DropPath from timm
         "out_indices": outputs,
     }
 
 
-# a backbone that wants images of a size that is a multiple of 32
+# a backbone that requires image sizes divisible by 32
 FPN = {
     "_target_": "detectron2.modeling.backbone.FPN",
     "bottom_up": {
@@ -73,12 +73,12 @@ FPN = {
     ],
     ids=["dino", "dino.5scale", "deformable_detr", "dab_detr", "FPN"],
 )
-def test_any_backbone_of_detectron2_serves_by_overrides_alone(variant, backbone, features, channels):
+def test_detectron2_backbones_work_with_overrides_only(variant, backbone, features, channels):
     cfg = OmegaConf.create({"model": tiny_config(variant)}, flags={"allow_objects": True})
     overrides = {"backbone": backbone, "neck.in_features": features, "neck.in_channels": channels}
-    # the keys of one backbone are not those of another
-    written = [f"model.{key}={json.dumps(value).replace(chr(34), '')}" for key, value in overrides.items()]
-    apply_overrides(cfg, ["model.backbone=null", *written])
+    # reset the backbone first, since its keys differ
+    arguments = [f"model.{key}={json.dumps(value).replace(chr(34), '')}" for key, value in overrides.items()]
+    apply_overrides(cfg, ["model.backbone=null", *arguments])
     model = instantiate(cfg.model)
     assert type(model.backbone).__name__ == backbone["_target_"].split(".")[-1]
     losses = model(random_batch(sizes=((64, 96), (80, 60))))
@@ -86,12 +86,12 @@ def test_any_backbone_of_detectron2_serves_by_overrides_alone(variant, backbone,
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     assert all(p.grad.isfinite().all() for p in model.parameters())
     with torch.no_grad():
-        (found,) = model.eval()(random_batch(sizes=((60, 90),), counts=(1,)))
-    assert len(found["instances"]) > 0
+        (output,) = model.eval()(random_batch(sizes=((60, 90),), counts=(1,)))
+    assert len(output["instances"]) > 0
 
 
-def test_no_resnet_of_unknown_depth_and_no_dilated_basic_blocks():
+def test_unknown_depths_and_dilated_basic_blocks_are_rejected():
     with pytest.raises(UserError, match="choose one of"):
         build_resnet(20)
-    with pytest.raises(UserError, match="blocks of ResNet-18 know no dilation"):
+    with pytest.raises(UserError, match="ResNet-18 does not support dilation"):
         build_resnet(18, dilate_res5=True)

@@ -11,7 +11,7 @@ WIDTH, HEADS = 32, 4
 
 
 def record(modules):
-    """What the modules are given and what they return, in a list that fills when they are called."""
+    """Inputs and outputs of the modules, in a list that is filled when they are called."""
     calls = []
     for module in modules:
         module.register_forward_hook(lambda _, inputs, output: calls.append((inputs, output)))
@@ -19,7 +19,7 @@ def record(modules):
 
 
 def run(variant="dab_detr", **kwargs):
-    """A roughened model, what its decoder's layers and their attentions were given, and its outputs."""
+    """A roughened model, the inputs and outputs of its decoder layers and their attentions, and its predictions."""
     model = roughen(tiny(variant, **kwargs)).eval()
     layers = record(model.decoder.layers)
     cross = record(layer.cross_attn for layer in model.decoder.layers)
@@ -38,14 +38,14 @@ def sine(value, channels=WIDTH // 2):
 
 
 def softmax_attention(query, key, value, padding=None):
-    """One head's answer to one query: (D,), (N, D), (N, V) to (V,)."""
+    """One head's output for one query: (D,), (N, D), (N, V) to (V,)."""
     weights = (key @ query) / math.sqrt(len(query))
     if padding is not None:
         weights[padding] = -math.inf
     return weights.softmax(0) @ value
 
 
-def test_every_layer_starts_from_the_boxes_of_the_one_before():
+def test_every_layer_starts_from_the_previous_boxes():
     model, layers, _, _, _, queries, predictions = run(decoder_layers=3)
     torch.testing.assert_close(queries.reference[1], model.anchors.weight.sigmoid())
     assert (queries.content == 0).all()
@@ -81,7 +81,7 @@ def test_width_and_height_modulate_the_similarity_of_positions():
         reference = (model.box_head(output) + reference.logit(eps=1e-3)).sigmoid()
 
 
-def test_cross_attention_compares_content_and_position_side_by_side():
+def test_cross_attention_concatenates_content_and_position():
     model, _, calls, _, memory, _, _ = run()
     assert [layer.cross_attn.query_pos_proj is None for layer in model.decoder.layers] == [False, True]
     image, query = 1, 5
@@ -133,7 +133,7 @@ def test_the_encoder_scales_positions_by_content():
     torch.testing.assert_close(position, memory.position * model.encoder.position_scale(memory.features))
 
 
-def test_every_pattern_asks_at_every_anchor():
+def test_there_is_one_query_per_pattern_and_anchor():
     model, _, _, _, _, queries, _ = run("dab_detr.patterns")
     anchors = model.anchors.weight.sigmoid()
     for pattern in range(2):
@@ -143,8 +143,8 @@ def test_every_pattern_asks_at_every_anchor():
             torch.testing.assert_close(queries.reference[1, query], anchors[anchor])
 
 
-def test_anchor_centres_start_evenly_spread():
-    centres = tiny("dab_detr").anchors.weight[:, :2].sigmoid()
-    assert centres.min() < 0.1
-    assert centres.max() > 0.9
-    assert centres.mean().item() == pytest.approx(0.5, abs=0.1)
+def test_anchor_centers_are_initially_spread_out():
+    centers = tiny("dab_detr").anchors.weight[:, :2].sigmoid()
+    assert centers.min() < 0.1
+    assert centers.max() > 0.9
+    assert centers.mean().item() == pytest.approx(0.5, abs=0.1)

@@ -12,7 +12,7 @@ from helpers.models import model_config, random_batch, random_queries, roughen, 
 
 
 def record_layers(model):
-    """What every decoder layer is given and what it returns, in a list that fills when the model decodes."""
+    """Inputs and outputs of every decoder layer, in a list that is filled when the model decodes."""
     calls = []
     for layer in model.decoder.layers:
         layer.register_forward_hook(lambda _, inputs, output: calls.append((inputs, output)))
@@ -31,8 +31,8 @@ def logit(p, eps=1e-5):
     return (p / (1 - p)).log()
 
 
-def test_trainable_parameters_are_those_of_the_official_training_log():
-    """It freezes the stem and the first stage of the backbone."""
+def test_the_number_of_trainable_parameters_equals_the_official_training_log():
+    """The official training freezes the stem and the first stage of the backbone."""
     config = model_config("deformable_detr")
     config.num_classes = 91
     config.backbone.freeze_at = 2
@@ -41,7 +41,7 @@ def test_trainable_parameters_are_those_of_the_official_training_log():
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 39_847_265
 
 
-def test_single_stage_layers_all_look_around_the_same_points():
+def test_single_stage_layers_attend_around_the_same_points():
     model = roughen(tiny("deformable_detr")).eval()
     calls = record_layers(model)
     memory, _, predictions = decode(model)
@@ -58,7 +58,7 @@ def test_single_stage_layers_all_look_around_the_same_points():
         torch.testing.assert_close(predictions.logits[layer], model.class_heads[0](x))
 
 
-def test_refined_boxes_are_where_the_next_layer_looks():
+def test_the_next_layer_attends_around_the_refined_boxes():
     model = roughen(tiny("deformable_detr.refine", decoder_layers=3)).eval()
     calls = record_layers(model)
     memory, queries, predictions = decode(model)
@@ -83,7 +83,7 @@ def test_refinement_carries_no_gradient_from_layer_to_layer():
 
 
 @pytest.mark.parametrize("variant", ["deformable_detr", "deformable_detr.refine"])
-def test_of_a_single_stage_query_s_box_the_centre_alone_counts(variant):
+def test_only_the_center_of_a_single_stage_querys_box_matters(variant):
     model = roughen(tiny(variant)).eval()
     queries = random_queries(model, torch.zeros(2, 3, dtype=torch.bool))
     _, _, expected = decode(model, queries)
@@ -102,17 +102,17 @@ def proposals_by_loop(model, memory, image):
             for column in range(width):
                 size = 0.05 * 2**level
                 anchor = [(column + 0.5) / valid_width, (row + 0.5) / valid_height, size, size]
-                fit = row < valid_height and column < valid_width and all(0.01 < a < 0.99 for a in anchor)
-                token = memory.tokens[image, cell] if fit else torch.zeros(model.embed_dim)
+                valid = row < valid_height and column < valid_width and all(0.01 < a < 0.99 for a in anchor)
+                token = memory.tokens[image, cell] if valid else torch.zeros(model.embed_dim)
                 token = model.proposal_norm(model.proposal_proj(token))
                 scores.append(model.class_heads[-1](token)[0].item())
                 delta = model.box_heads[-1](token)
-                boxes.append((delta + logit(torch.tensor(anchor))).sigmoid() if fit else torch.ones(4))
+                boxes.append((delta + logit(torch.tensor(anchor))).sigmoid() if valid else torch.ones(4))
                 cell += 1
     return torch.tensor(scores), torch.stack(boxes)
 
 
-def test_two_stage_queries_are_made_of_the_best_cells():
+def test_two_stage_queries_are_made_from_the_best_cells():
     model = roughen(tiny("deformable_detr.two_stage")).eval()
     calls = record_layers(model)
     memory, queries, _ = decode(model)
@@ -138,15 +138,15 @@ def test_encoder_proposals_are_scored_as_objects_of_any_class():
     model = roughen(tiny("deformable_detr.two_stage")).train()
     model.backbone.eval()
     batch = random_batch()
-    relabelled = copy.deepcopy(batch)
-    for sample in relabelled:
+    relabeled = copy.deepcopy(batch)
+    for sample in relabeled:
         sample["instances"].gt_classes = (sample["instances"].gt_classes + 1) % 3
-    losses, others = model(batch), model(relabelled)
+    losses, others = model(batch), model(relabeled)
     torch.testing.assert_close(losses["loss_class_enc"], others["loss_class_enc"])
     assert losses["loss_class"].item() != pytest.approx(others["loss_class"].item(), rel=1e-3)
 
 
-def test_two_stages_need_refinement():
+def test_two_stages_require_refinement():
     config = tiny_config("deformable_detr.two_stage")
     config.decoder.refine = False
     with pytest.raises(UserError, match=r"set model\.decoder\.refine=True"):

@@ -1,19 +1,16 @@
 import torch
 from torchvision.ops import box_convert
 
-from clockdistill.modeling import ContrastiveDenoising, Target
+from clockdistill.modeling import ContrastiveDenoising, Target, Targets
 
 
 def make_targets():
-    return [
-        Target(
-            torch.tensor([0, 1, 2]), torch.tensor([[0.5, 0.5, 0.1, 0.2], [0.4, 0.6, 0.2, 0.1], [0.5, 0.4, 0.1, 0.1]])
-        ),
-        Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]])),
-    ]
+    boxes = torch.tensor([[0.5, 0.5, 0.1, 0.2], [0.4, 0.6, 0.2, 0.1], [0.5, 0.4, 0.1, 0.1]])
+    first = Target(torch.tensor([0, 1, 2]), boxes)
+    return Targets([first, Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))])
 
 
-def test_every_object_is_asked_for_once_a_group():
+def test_every_group_has_one_near_query_per_object():
     targets = make_targets()
     queries, (image, query, target), groups = ContrastiveDenoising(3, 8, 9, 0.0, 1.0)(targets)
     assert groups == 3
@@ -45,7 +42,7 @@ def test_labels_are_replaced_at_half_the_rate():
     denoising = ContrastiveDenoising(1000, 1, 4000, 0.5, 0.0)
     with torch.no_grad():
         denoising.label_embedding.weight.copy_(torch.arange(1000.0)[:, None])
-    queries, _, _ = denoising([Target(torch.tensor([7]), torch.full((1, 4), 0.5))])
+    queries, _, _ = denoising(Targets([Target(torch.tensor([7]), torch.full((1, 4), 0.5))]))
     replaced = (queries.content.flatten() != 7).float().mean()
     assert abs(replaced - 0.25) < 0.02
 
@@ -57,6 +54,6 @@ def test_without_noise_or_objects():
     for b, q, t in zip(image.tolist(), query.tolist(), target.tolist(), strict=True):
         torch.testing.assert_close(queries.reference[b, q], targets[b].boxes[t])
         torch.testing.assert_close(queries.content[b, q], denoising.label_embedding.weight[targets[b].labels[t]])
-    queries, (image, _, _), _ = denoising([Target(torch.zeros(0).long(), torch.zeros(0, 4))])
+    queries, (image, _, _), _ = denoising(Targets([Target(torch.zeros(0).long(), torch.zeros(0, 4))]))
     assert len(image) == 0
     assert queries.padding.all()

@@ -1,4 +1,4 @@
-"""What holds of every family and variant."""
+"""Properties of every family and variant."""
 
 import pytest
 import torch
@@ -16,16 +16,16 @@ CLOSE = dict(rtol=1e-4, atol=1e-4)
     ("variant", "num_classes", "count"),
     [
         ("dino", 80, 47_650_316),
-        # one level more: a 1x1 convolution and its norm, an embedding, offsets and weights of 12 attentions
+        # one more level: a 1x1 convolution and its norm, an embedding, offsets and weights of 12 attentions
         ("dino.5scale", 80, 47_650_316 + 256 * 257 + 2 * 256 + 256 + 12 * (64 + 32) * 257),
         ("deformable_detr", 80, 40_066_838),
-        # the official repository's head, with an output a number in COCO's list of categories
+        # the official repository's head has one output per COCO category id
         ("deformable_detr", 91, 40_069_665),
         ("deformable_detr.refine", 91, 40_849_660),
         ("deformable_detr.two_stage", 91, 41_181_529),
         ("dab_detr", 80, 43_668_690),
         ("dab_detr.dc5", 80, 43_668_690),
-        ("dab_detr.patterns", 80, 43_668_690 - 290 * 4 + 2 * 256),
+        ("dab_detr.patterns", 80, 43_668_690 + 3 * 256),
     ],
 )
 def test_full_size_models_have_the_reference_implementations_parameters(variant, num_classes, count):
@@ -48,25 +48,25 @@ def test_training_reaches_every_parameter(variant, counts):
 
 
 @variants
-def test_extra_queries_change_neither_losses_nor_object_queries(variant):
+def test_target_queries_change_neither_losses_nor_object_queries(variant):
     model = roughen(tiny(variant)).train()
     model.backbone.eval()
     batch = random_batch(counts=(3, 1))
-    extra = random_queries(model, torch.tensor([[False, False, False], [False, True, True]]))
+    target_queries = random_queries(model, torch.tensor([[False, False, False], [False, True, True]]))
     with torch.no_grad():
         torch.manual_seed(0)
         expected = model(batch)
         torch.manual_seed(0)
-        losses, outputs = model(batch, extra=extra, with_outputs=True)
+        losses, outputs = model(batch, target_queries=target_queries, with_outputs=True)
         objects = model.decode(outputs.memory, model.propose(outputs.memory))
-        alone = model.decode(outputs.memory, extra)
+        alone = model.decode(outputs.memory, target_queries)
     torch.testing.assert_close(losses, expected, **CLOSE)
-    torch.testing.assert_close(outputs.objects, objects, **CLOSE)
-    torch.testing.assert_close(outputs.extra, alone, **CLOSE)
+    torch.testing.assert_close(outputs.object_predictions, objects, **CLOSE)
+    torch.testing.assert_close(outputs.target_predictions, alone, **CLOSE)
 
 
 @variants
-def test_padded_slots_change_nothing(variant):
+def test_padded_slots_do_not_change_the_predictions(variant):
     model = roughen(tiny(variant)).eval()
     with torch.no_grad():
         memory = model.encode(model.preprocess(random_batch()[:1]))
@@ -79,10 +79,10 @@ def test_padded_slots_change_nothing(variant):
 
 @variants
 def test_padding_changes_neither_memory_nor_queries(variant):
-    """Given the neck's maps. Before them, convolution and group norm see the padding, as in every DETR."""
+    """From the neck's maps on. Before that, convolutions and group norm see the padding, as in every DETR."""
     model = roughen(tiny(variant)).eval()
     if getattr(model, "proposal_norm", None) is not None:
-        # no unfit cell may be among the chosen: their scores are then 0 in all classes, and half of the others' higher
+        # invalid cells score 0 in all classes without biases, so that valid cells with higher scores are selected
         for module in (model.proposal_proj, model.proposal_norm, model.class_heads[-1]):
             torch.nn.init.zeros_(module.bias)
 
@@ -108,15 +108,15 @@ def test_padding_changes_neither_memory_nor_queries(variant):
         for image, sizes in enumerate(shapes):
             no_padding = [torch.zeros(1, *shape, dtype=torch.bool) for shape in sizes]
             expected, expected_queries = encode(alone[image], no_padding)
-            assert (expected_queries.reference < 1).all(), "no unfit cell may be among the chosen in this test"
+            assert (expected_queries.reference < 1).all(), "this test needs queries of valid cells only"
             valid = memory.tokens[image][~memory.padding_mask[image]]
             torch.testing.assert_close(valid, expected.tokens[0], rtol=1e-3, atol=1e-4)
             torch.testing.assert_close(queries.reference[image], expected_queries.reference[0], rtol=1e-3, atol=1e-4)
 
 
 @variants
-def test_images_of_different_sizes_give_in_one_batch_what_each_gives_alone_on_that_canvas(variant):
-    """The canvas itself counts: DINO's position encoding of anchors sees it, as the reference implementation's does."""
+def test_a_batch_of_different_sizes_equals_each_image_alone_on_the_same_canvas(variant):
+    """The canvas has to be the same: DINO's position encoding of anchors depends on it, as in the reference."""
     model = roughen(tiny(variant)).eval()
     batch = random_batch(sizes=((64, 96), (96, 64), (50, 70)), counts=(1, 1, 1))
     images = model.preprocess(batch)
@@ -131,7 +131,7 @@ def test_images_of_different_sizes_give_in_one_batch_what_each_gives_alone_on_th
 
 
 @variants
-def test_every_layer_answers_every_query(variant):
+def test_every_layer_has_a_prediction_for_every_query(variant):
     model = tiny(variant, decoder_layers=3).eval()
     with torch.no_grad():
         memory = model.encode(model.preprocess(random_batch()))
@@ -142,7 +142,7 @@ def test_every_layer_answers_every_query(variant):
 
 
 @variants
-def test_instances_come_back_best_first_in_the_wanted_size(variant):
+def test_instances_are_sorted_by_score_and_have_the_output_size(variant):
     model = roughen(tiny(variant)).eval()
     (batch,) = random_batch(sizes=((64, 96),), counts=(2,))
     with torch.no_grad():
@@ -170,18 +170,18 @@ def test_padding_mask_and_valid_ratios_follow_image_sizes(variant):
 
 
 @variants
-def test_what_lies_in_ignored_regions_is_no_background(variant):
+def test_ignored_regions_are_not_background(variant):
     model = tiny(variant)
     batch = random_batch(counts=(0, 0))
-    # images without objects have no denoising
-    of_background = {k: v for k, v in model(batch).items() if "class" in k and "_dn" not in k}
+    # without objects there is no denoising
+    background_losses = {k: v for k, v in model(batch).items() if "class" in k and "_dn" not in k}
     for x in batch:
         everywhere = Boxes(torch.tensor([[0.0, 0.0, 96.0, 64.0]] * 3))
         x["ignored"] = Instances((64, 96), gt_boxes=everywhere, gt_classes=torch.arange(3))
     losses = model(batch)
-    for name, value in of_background.items():
+    for name, value in background_losses.items():
         if variant == "deformable_detr.two_stage" and name == "loss_class_enc":
-            # its proposals are objects of class 0 only: for the others they remain background
+            # its proposals have only class 0 as objects; for the other classes they remain background
             assert 0 < losses[name] < 0.7 * value
         else:
             assert losses[name] == 0 < value, name
@@ -198,17 +198,17 @@ def test_degenerate_boxes_are_dropped(variant):
 @variants
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_boxes_stay_float32_in_mixed_precision(variant, dtype):
-    """bfloat16 tells 256 places of an image apart; and a box without extent is no reason for NaN."""
+    """bfloat16 can represent only 256 positions in an image. Boxes without extent must not give NaN."""
     model = roughen(tiny(variant)).eval()
-    extra = random_queries(model, torch.zeros(2, 3, dtype=torch.bool))
-    extra.reference[:, 0, 2:] = 1e-7
+    target_queries = random_queries(model, torch.zeros(2, 3, dtype=torch.bool))
+    target_queries.reference[:, 0, 2:] = 1e-7
     with torch.no_grad():
         # an untrained backbone overflows float16
         memory = model.encode(model.preprocess(random_batch()))
     with torch.no_grad(), torch.autocast("cpu", dtype):
         queries = model.propose(memory)
-        for asked in (queries, extra):
-            predictions = model.decode(memory, asked)
-            assert predictions.boxes.dtype == asked.reference.dtype == torch.float32
+        for query_set in (queries, target_queries):
+            predictions = model.decode(memory, query_set)
+            assert predictions.boxes.dtype == query_set.reference.dtype == torch.float32
             assert predictions.boxes.isfinite().all()
             assert predictions.logits.isfinite().all()

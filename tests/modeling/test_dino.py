@@ -4,12 +4,12 @@ from clockdistill.modeling import Queries
 from helpers.models import random_batch, random_queries, roughen, tiny
 
 
-def test_denoising_and_encoder_have_losses_of_their_own():
+def test_denoising_and_encoder_have_their_own_losses():
     losses = tiny("dino")(random_batch())
     assert {"loss_bbox_dn", "loss_class_dn_0", "loss_giou_enc"} <= losses.keys()
 
 
-def test_target_and_denoising_queries_change_no_object_query():
+def test_target_and_denoising_queries_do_not_change_object_queries():
     model = roughen(tiny("dino")).eval()
     batch = random_batch(counts=(3, 1))
     with torch.no_grad():
@@ -30,7 +30,7 @@ def test_boxes_carry_gradient_one_layer_back_and_no_further():
     model = roughen(tiny("dino", decoder_layers=3)).eval()
     memory = model.encode(model.preprocess(random_batch()))
     boxes = model.decode(memory, model.propose(memory)).boxes
-    # the heads' last layers reach other layers' boxes by way of reference boxes alone
+    # the heads' last layers reach other layers' boxes only through the reference boxes
     weights = [head.layers[-1].weight for head in model.box_heads[:3]]
     gradients = torch.autograd.grad(boxes[2].sum(), weights)
     assert [bool(gradient.abs().sum() > 0) for gradient in gradients] == [False, True, True]

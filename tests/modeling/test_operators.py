@@ -1,4 +1,4 @@
-"""Detectors on the compiled operators and on pure PyTorch."""
+"""Detectors with the compiled operators and in pure PyTorch."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ from helpers.models import random_batch, roughen, tiny
 
 @pytest.mark.skipif(not extension.has_kernel("cpu"), reason=extension.load())
 @pytest.mark.parametrize("variant", ["dino", "deformable_detr", "deformable_detr.refine", "deformable_detr.two_stage"])
-def test_losses_and_gradients_are_the_same(variant, monkeypatch):
+def test_losses_and_gradients_match(variant, monkeypatch):
     model = roughen(tiny(variant)).train()
     batch = random_batch()
 
     def run():
-        torch.manual_seed(1)  # of the denoising queries
+        torch.manual_seed(1)  # for the denoising queries
         model.zero_grad()
         losses = model(batch)
         sum(losses.values()).backward()
@@ -30,7 +30,7 @@ def test_losses_and_gradients_are_the_same(variant, monkeypatch):
     expected_losses, expected_grads = run()
     assert calls
     assert_close(losses, expected_losses, rtol=1e-4, atol=1e-4)
-    # single elements are sums of many roundings, and some gradients are nothing but that
+    # compare norms: single elements accumulate rounding errors, and some gradients are nothing else
     total = torch.stack([expected.norm() for expected in expected_grads.values()]).norm()
     for name, expected in expected_grads.items():
         assert (grads[name] - expected).norm() <= 1e-3 * expected.norm() + 1e-5 * total, name

@@ -1,7 +1,6 @@
 import torch
 
-from clockdistill.modeling import ContrastiveDenoising, Predictions, Queries, Target
-from clockdistill.modeling.structures import pad_targets
+from clockdistill.modeling import ContrastiveDenoising, Predictions, Queries, Target, Targets
 
 
 def make(count, images=2, **kwargs):
@@ -14,7 +13,9 @@ def test_attention_mask_equals_a_loop():
         Target(torch.tensor([0, 1, 2]), torch.rand(3, 4) * 0.2 + 0.4),
         Target(torch.tensor([1]), torch.rand(1, 4) * 0.2 + 0.4),
     ]
-    denoising, _, num_groups = ContrastiveDenoising(3, 4, num_queries=6, label_noise=0.5, box_noise=1.0)(targets)
+    denoising, _, num_groups = ContrastiveDenoising(3, 4, num_queries=6, label_noise=0.5, box_noise=1.0)(
+        Targets(targets)
+    )
     assert (num_groups, len(denoising)) == (2, 12)
     padding = torch.tensor([[False, False, False], [False, True, True]])
     mask = Queries.cat([make(5), denoising, make(3, padding=padding)]).attention_mask()
@@ -40,7 +41,7 @@ def test_every_head_of_an_image_has_its_mask():
     torch.testing.assert_close(mask.view(2, 3, 3, 3), queries.attention_mask()[:, None].expand(-1, 3, -1, -1))
 
 
-def test_positions_stay_beside_their_queries():
+def test_positions_stay_with_their_queries():
     parts = [make(2), make(3)]
     for part in parts:
         part.position = torch.randn_like(part.content)
@@ -63,10 +64,20 @@ def test_predictions_split_along_queries():
     assert first.logits.shape == (2, 1, 2, 3)
 
 
-def test_pad_targets():
+def test_targets_are_padded_to_the_largest_number_of_objects():
     targets = [Target(torch.tensor([2, 1]), torch.rand(2, 4)), Target(torch.zeros(0).long(), torch.zeros(0, 4))]
-    labels, boxes, padding = pad_targets(targets)
-    assert labels[0].tolist() == [2, 1]
-    assert padding.tolist() == [[False, False], [True, True]]
-    torch.testing.assert_close(boxes[0], targets[0].boxes)
-    assert pad_targets(targets[1:])[0].shape == (1, 1)
+    padded = Targets(targets)
+    assert list(padded) == targets
+    assert padded.labels[0].tolist() == [2, 1]
+    assert padded.padding.tolist() == [[False, False], [True, True]]
+    torch.testing.assert_close(padded.boxes[0], targets[0].boxes)
+    assert Targets(targets[1:]).labels.shape == (1, 1)
+
+
+def test_ignored_regions_are_padded_like_objects():
+    nothing = Target(torch.zeros(0).long(), torch.zeros(0, 4))
+    region = Target(torch.tensor([1, 2]), torch.rand(2, 4))
+    ignored = Targets([nothing, nothing._replace(ignored=region)]).ignored
+    assert ignored.labels.tolist() == [[0, 0], [1, 2]]
+    assert ignored.padding.tolist() == [[True, True], [False, False]]
+    assert Targets([nothing, nothing._replace(ignored=nothing)]).ignored is None

@@ -1,18 +1,18 @@
 import torch
 
-from clockdistill.modeling.transformer import cell_anchors, cell_centres, flatten_levels
+from clockdistill.modeling.transformer import cell_anchors, cell_centers, flatten_levels
 
 
-def test_anchors_are_fit_within_the_image_away_from_its_border():
-    """Of 60 cells that are no padding, the centres of the first and the last are less than 0.01 from the border."""
+def test_anchors_are_valid_inside_the_image_and_away_from_its_border():
+    """Of 60 unpadded cells, the centers of the first and the last are less than 0.01 from the border."""
     shapes, widths = [(3, 120), (2, 60)], [60, 30]
     maps = [torch.zeros(1, 4, *shape) for shape in shapes]
     masks = [torch.ones(1, *shape, dtype=torch.bool) for shape in shapes]
     for mask, width in zip(masks, widths, strict=True):
         mask[..., :width] = False
-    logits, unfit = cell_anchors(flatten_levels(maps, masks, maps))
-    assert logits[unfit.expand_as(logits)].isposinf().all()
-    finest, coarser = unfit[0, :360].view(3, 120), unfit[0, 360:].view(2, 60)
+    logits, invalid = cell_anchors(flatten_levels(maps, masks, maps))
+    assert logits[invalid.expand_as(logits)].isposinf().all()
+    finest, coarser = invalid[0, :360].view(3, 120), invalid[0, 360:].view(2, 60)
     assert (~finest).nonzero().tolist() == [[row, column] for row in range(3) for column in range(1, 59)]
     assert (~coarser).nonzero().tolist() == [[row, column] for row in range(2) for column in range(30)]
     box = logits[0, 360 + 60 + 7].sigmoid()
@@ -20,9 +20,9 @@ def test_anchors_are_fit_within_the_image_away_from_its_border():
 
 
 def test_cells_on_the_border_of_proposals_are_the_same_with_and_without_padding():
-    """50 rows, as of a short side of 800 pixels at stride 16: the centres of the first and last are 0.01 and 0.99."""
+    """50 rows, as of a short side of 800 pixels at stride 16: the centers of the first and last are 0.01 and 0.99."""
     for padded in range(50, 200):
         mask = (torch.arange(padded) >= 50)[None, :, None]
         level = torch.zeros(1, 4, padded, 1)
-        centres = cell_centres(flatten_levels([level], [mask], [level]))[0, :50, 1]
-        assert torch.equal((centres > 0.01) & (centres < 0.99), (torch.arange(50) % 49 > 0)), padded
+        centers = cell_centers(flatten_levels([level], [mask], [level]))[0, :50, 1]
+        assert torch.equal((centers > 0.01) & (centers < 0.99), (torch.arange(50) % 49 > 0)), padded

@@ -1,4 +1,4 @@
-"""`python -m clockdistill.collect_env`: Detectron2's report about the machine, and the state of our operators."""
+"""`python -m clockdistill.collect_env`: Detectron2's report on the environment and the state of the operators."""
 
 import torch
 from detectron2.utils.collect_env import collect_env_info
@@ -9,15 +9,15 @@ from .layers import extension
 
 
 def operators_info() -> str:
-    """A table: version, and what serves the operators on which device."""
+    """A table of the versions and of the operators' implementation on each device."""
     record = extension.read_record()
     rows = [
         ("clockdistill", __version__),
         ("operators on the CPU", extension.describe("cpu")),
         ("operators on a GPU", extension.describe("cuda")),
-        ("operators' library", extension.LIBRARY if extension.LIBRARY.exists() else "none"),
-        ("built for", f"torch {record['torch']}, CUDA {record['cuda']}" if record else "never built"),
-        ("GPUs present", torch.cuda.device_count()),
+        ("compiled library", extension.LIBRARY if extension.LIBRARY.exists() else "none"),
+        ("compiled for", f"torch {record['torch']}, CUDA {record['cuda']}" if record else "never compiled"),
+        ("GPUs", torch.cuda.device_count()),
     ]
     return tabulate(rows)
 

@@ -1,4 +1,4 @@
-"""LazyConfig files, with an answer for every way in which one can be wrong."""
+"""Load LazyConfig files with readable errors."""
 
 import os
 import traceback
@@ -10,15 +10,15 @@ from .errors import UserError
 
 
 def execute_config(path: str) -> DictConfig:
-    """The names that a LazyConfig file, `.py` or `.yaml`, defines.
+    """Load all config objects from a LazyConfig file, `.py` or `.yaml`.
 
     Raises:
-        UserError: there is no such file, or it does not execute.
+        UserError: the file does not exist or cannot be executed.
     """
     if not path:
-        raise UserError("no config is given: name one with --config-file")
+        raise UserError("no config file: pass one with --config-file")
     if not os.path.isfile(path):
-        raise UserError(f"config file {path} does not exist: look for its name in projects/CLoCKDistill/configs")
+        raise UserError(f"config file {path} does not exist: see projects/CLoCKDistill/configs")
     try:
         return LazyConfig.load(path)
     except UserError:

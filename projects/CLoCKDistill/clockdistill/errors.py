@@ -1,8 +1,9 @@
-"""The one exception type that is meant for the person at the keyboard."""
+"""The exception for mistakes that the user can fix."""
 
 
 class UserError(Exception):
-    """Bad data, a bad config or a missing weight: one sentence that names the thing and the mend.
+    """Invalid data, an invalid config or missing weights.
 
-    Entry points print the sentence alone, without a traceback, and end with exit status 1.
+    The message is one sentence: what is wrong, where, and how to fix it. Entry points print it without a traceback and
+    exit with status 1.
     """

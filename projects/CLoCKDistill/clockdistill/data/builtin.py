@@ -1,6 +1,6 @@
-"""The data sets that the configs name, below `$DETECTRON2_DATASETS` (`datasets` where it is not set), and those whose
-name says where they are."""
+"""Register the data sets that the configs use, and those whose name holds their path."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,47 +8,45 @@ from detectron2.data import DatasetCatalog
 
 from ..errors import UserError
 from .coco import register_coco
-from .kitti import CLASS_SETS, parse_classes, register_kitti, register_kitti_folder
+from .kitti import CLASS_SETS, parse_classes, register_kitti
 
 STREET_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Cyclist")
 USAGE = {
-    "coco": "coco:ANNOTATIONS.json or coco:ANNOTATIONS.json:FOLDER_OF_IMAGES",
+    "coco": "coco:ANNOTATIONS.json or coco:ANNOTATIONS.json:IMAGE_FOLDER",
     "kitti": "kitti:FOLDER:SPLIT or kitti:FOLDER:SPLIT:CLASSES",
 }
 
 
 def register_all() -> None:
+    """Register the built-in data sets, which are in `$DETECTRON2_DATASETS` (default: `datasets`)."""
+    street_hint = "run python datasets/make_street_scenes.py, or set DETECTRON2_DATASETS to the parent of street_scenes"
     for split in ("train", "val"):
         register_kitti(f"kitti_{split}", "kitti", split)
         register_kitti(f"kitti3_{split}", "kitti", split, CLASS_SETS["three"])
-        register_kitti(
-            f"street_{split}",
-            "street_scenes",
-            split,
-            STREET_CLASSES,
-            mend=", or draw it with python datasets/make_street_scenes.py",
-        )
+        register_kitti(f"street_{split}", "street_scenes", split, STREET_CLASSES, street_hint)
 
 
 def register_by_name(names: str | Iterable[str]) -> None:
-    """Register the data sets among these names that say where they are; of others nothing is asked.
+    """Register each data set whose name holds its path; skip all other names.
 
-    `coco:ANNOTATIONS.json[:FOLDER]`: images are in FOLDER, else in `images` beside the file, else beside the file.
-    `kitti:FOLDER:SPLIT[:CLASSES]`: as in `load_kitti`, classes as in `parse_classes`.
+    `coco:ANNOTATIONS.json[:IMAGE_FOLDER]`: the images are by default in `images` next to the file if that folder
+    exists, and next to the file otherwise.
+    `kitti:FOLDER:SPLIT[:CLASSES]`: see `read_kitti` for FOLDER and SPLIT, `parse_classes` for CLASSES.
 
     Raises:
-        UserError: a name that begins like one of these and goes on otherwise.
+        UserError: a name starts with `coco:` or `kitti:` but does not follow its pattern.
     """
     for name in [names] if isinstance(names, str) else names:
         scheme, *parts = name.split(":", 3)
         if scheme not in USAGE or not parts or name in DatasetCatalog.list():
             continue
         if not all(parts) or len(parts) not in ((1, 2) if scheme == "coco" else (2, 3)):
-            raise UserError(f"the data set {name} cannot be told: write {USAGE[scheme]}")
+            raise UserError(f"invalid data set name {name}; write {USAGE[scheme]}")
         if scheme == "coco":
-            beside = Path(parts[0]).parent
-            images = beside / "images" if (beside / "images").is_dir() else beside
+            parent = Path(parts[0]).parent
+            images = parent / "images" if (parent / "images").is_dir() else parent
             register_coco(name, parts[0], parts[1] if len(parts) == 2 else str(images))
         else:
             folder, split, *classes = parts
-            register_kitti_folder(name, Path(folder), split, parse_classes(*classes))
+            hint = "name the folder that contains training/image_2"
+            register_kitti(name, os.path.abspath(folder), split, parse_classes(*classes), hint)

@@ -1,10 +1,9 @@
-"""Reads whole data sets and says all that is wrong with them, and what they hold.
+"""Check whole data sets, list every fault, and count what they contain.
 
     python -m clockdistill.data.check kitti_train kitti_val
     python -m clockdistill.data.check coco:/data/mine/train.json
 
-Every image is decoded. Training itself does the same but for that: it looks at the images' headers and ends. The exit
-status is 1 where there are faults.
+Training makes the same checks, except that it does not decode every image. The exit status is 1 if there are faults.
 """
 
 import argparse
@@ -20,55 +19,54 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from ..errors import UserError
-from ..evaluation.kitti_metric import DIFFICULTIES
-from ..evaluation.pictures import RUN_COLOURS
 from . import register_by_name
 from .catalog import Reader
 from .coco import read_coco
+from .kitti import DIFFICULTIES
 
-# areas in square pixels at which COCO's small, medium and large begin
+# COCO's size ranges by their lower bounds, in square pixels
 SIZES = {"small": 0, "medium": 32**2, "large": 96**2}
-BAR = 0.27  # width, where classes are 1 apart
+BAR_WIDTH = 0.27  # with classes at distance 1
 
 
 def check(name: str) -> tuple[list[dict], list[str], list[str]]:
-    """Records, faults and class names of a data set.
+    """Return the records, faults and class names of a data set, with all its images decoded.
 
     Raises:
-        UserError: there is no such data set, or nothing in it can be read.
+        UserError: the data set does not exist or cannot be read at all.
     """
     register_by_name(name)
     if name not in DatasetCatalog.list():
-        raise UserError(f"{name} is not in the catalog: write kitti_train, coco:ANNOTATIONS.json or kitti:FOLDER:SPLIT")
+        raise UserError(f"unknown data set {name}; write, for example, kitti_train or coco:ANNOTATIONS.json")
     metadata = MetadataCatalog.get(name)
     read: Reader | None = metadata.get("read", None)
     if read is not None:
         records, faults = read(True)
         return records, faults, metadata.thing_classes
     if not metadata.get("json_file", None):
-        raise UserError(f"{name} is neither of KITTI's nor of COCO's format: there are no files that could be checked")
+        raise UserError(f"{name} has neither KITTI's nor COCO's format; only these can be checked")
     records, faults, metadata = read_coco(Path(metadata.json_file), Path(metadata.image_root), decode=True)
     return records, faults, metadata["thing_classes"]
 
 
 def statistics(records: list[dict], class_names: list[str]) -> dict[str, dict[str, int]]:
-    """For every class, for `all` objects and for `ignored` regions: boxes, COCO's sizes, KITTI's difficulties.
+    """Count boxes by COCO's sizes and KITTI's difficulties, for each class, for `all`, and for `ignored` regions.
 
-    Easy objects count as moderate and hard too, as in the benchmark. Data without occlusion have no difficulties.
+    As in the benchmark, easy objects are also moderate and hard. Data without occlusion levels have no difficulties.
     """
     counts = {name: Counter() for name in [*class_names, "all", "ignored"]}
     for record in records:
-        # a region of several classes is there once for each
+        # a region that is ignored for several classes has one annotation for each
         counts["ignored"]["boxes"] += len({tuple(a["bbox"]) for a in record["annotations"] if a.get("iscrowd", 0)})
     for annotation in (a for record in records for a in record["annotations"] if not a.get("iscrowd", 0)):
         left, top, right, bottom = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
         area = (right - left) * (bottom - top)
-        keys = ["boxes", next(size for size, least in reversed(SIZES.items()) if area >= least)]
+        columns = ["boxes", next(size for size, minimum in reversed(SIZES.items()) if area >= minimum)]
         if "occluded" in annotation:
-            seen = bottom - top, annotation["occluded"], annotation["truncated"]
-            keys += [title for title, difficulty in DIFFICULTIES.items() if difficulty.admits(*seen)]
+            visibility = bottom - top, annotation["occluded"], annotation["truncated"]
+            columns += [title for title, difficulty in DIFFICULTIES.items() if difficulty.admits(*visibility)]
         for name in (class_names[annotation["category_id"]], "all"):
-            counts[name].update(keys)
+            counts[name].update(columns)
     columns = ["boxes", *SIZES]
     if any("occluded" in a for record in records for a in record["annotations"]):
         columns += DIFFICULTIES
@@ -78,7 +76,7 @@ def statistics(records: list[dict], class_names: list[str]) -> dict[str, dict[st
 
 
 def plot(tables: dict[str, dict[str, dict[str, int]]], path: str) -> None:
-    """Write a picture: boxes of every class by size and, where there are any, by difficulty; a row a data set."""
+    """Plot the boxes of each class by size and, if known, by difficulty, with one row per data set."""
     figure = Figure((12, 3 * len(tables)), layout="constrained")
     axes = figure.subplots(len(tables), 2, squeeze=False)
     for row, (name, table) in zip(axes, tables.items(), strict=True):
@@ -87,9 +85,9 @@ def plot(tables: dict[str, dict[str, dict[str, int]]], path: str) -> None:
             if not set(columns) <= set(table["all"]):
                 ax.set_visible(False)
                 continue
-            for index, (column, colour) in enumerate(zip(columns, RUN_COLOURS, strict=False)):
-                place = np.arange(len(classes)) + (index - 1) * BAR
-                ax.bar(place, [table[c][column] for c in classes], BAR, label=column, color=colour)
+            for index, column in enumerate(columns):
+                x = np.arange(len(classes)) + (index - 1) * BAR_WIDTH
+                ax.bar(x, [table[c][column] for c in classes], BAR_WIDTH, label=column)
             ax.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
             ax.set_ylabel("boxes")
             ax.yaxis.get_major_locator().set_params(integer=True)
@@ -102,8 +100,10 @@ def plot(tables: dict[str, dict[str, dict[str, int]]], path: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", metavar="NAME", help="of a data set, as in dataloader.train.dataset.names")
-    parser.add_argument("--output", default="data_check.png", metavar="PNG", help="picture (default: %(default)s)")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="data set, as in dataloader.train.dataset.names")
+    parser.add_argument(
+        "--output", default="output/data_check.png", metavar="PNG", help="bar charts to write (default: %(default)s)"
+    )
     args = parser.parse_args(arguments)
     tables, status = {}, 0
     for name in args.names:
@@ -115,13 +115,13 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         print("".join(f"{fault}\n" for fault in faults), end="")
         tables[name] = table = statistics(records, class_names)
-        rows = [dict({"class": key}, **counts) for key, counts in table.items()]
-        print(f"\n{name}: {len(records)} images, {len(faults) or 'no'} faults\n")
+        rows = [{"class": key, **counts} for key, counts in table.items()]
+        print(f"\n{name}: {len(records)} image(s), {len(faults)} fault(s)\n")
         print(tabulate(rows, "keys", tablefmt="pipe"))
         status |= bool(faults)
     if tables:
         plot(tables, args.output)
-        print(f"\npicture: {args.output}")
+        print(f"\nbar charts: {args.output}")
     return int(status)
 
 

@@ -1,4 +1,4 @@
-"""Detectron2's mapper with an answer for images that cannot be decoded, and with the regions to be ignored."""
+"""Detectron2's mapper with error messages for unreadable images and with regions to ignore."""
 
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
@@ -8,22 +8,25 @@ from ..errors import UserError
 
 
 class DetectionMapper(DatasetMapper):
-    """Detectron2's `DatasetMapper`, arguments and all, which names the image that it cannot read.
+    """Detectron2's `DatasetMapper`, with the same arguments, that keeps the crowd annotations.
 
-    Crowd annotations become `ignored`, instances of boxes and classes like `instances`, which has none of them.
+    `instances` holds the objects and `ignored`, also `Instances` with boxes and classes, the crowd regions.
+
+    Raises:
+        UserError: the image cannot be read or does not have the annotated size.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
         path = dataset_dict["file_name"]
         try:
-            # Detectron2's reader takes broken pixels for black ones; a PNG's checksums tell
+            # Pillow decodes broken pixels of a PNG as black; only the checksums reveal them
             with Image.open(path) as image:
                 image.verify()
             return super().__call__(dataset_dict)
         except (OSError, SyntaxError) as error:
-            raise UserError(f"image {path} cannot be read ({error}): copy it again") from error
+            raise UserError(f"cannot read image {path}: {error}; copy it again") from error
         except utils.SizeMismatchError as error:
-            raise UserError(f"image {path} is not of the size that its annotations say: {error}") from error
+            raise UserError(f"{error} Run python -m clockdistill.data.check to list all such images.") from error
 
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape: tuple[int, int]) -> None:
         crowds = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0)]

@@ -1,4 +1,4 @@
-"""What is compared, what is asked, and the trainer hook that does both."""
+"""Knowledge distillation: the losses, the target queries and the trainer hook."""
 
 from .base import DistillationLoss
 from .hook import DistillationHook

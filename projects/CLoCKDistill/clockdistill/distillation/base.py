@@ -1,36 +1,30 @@
-"""What the trainer hook asks of every distillation loss."""
+"""Base class of the distillation losses."""
 
-import torch
 from torch import Tensor, nn
 
-from ..modeling import Outputs, Target
+from ..modeling import Detector, Outputs, Targets
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """Squares of half precision would overflow."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+class DistillationLoss(nn.Module):
+    """Compares the outputs of teacher and student. Subclasses implement `forward`.
 
-
-class DistillationLoss:
-    """(teacher's outputs, student's outputs, targets) to named scalar losses.
-
-    The memories that it is given have the levels that can be compared, as many of the teacher's as of the student's.
+    A loss may own parameters, such as a projection. They are trained with the student and saved for `--resume`, but are
+    not part of the student's checkpoint. All of them must contribute to the loss in every step.
 
     Attributes:
-        asks_memory: whether it compares memories.
-        asks_targets: whether it needs both decoders' answers to target queries (`Outputs.extra`).
-        asks_objects: whether it needs the teacher's object predictions (`Outputs.objects`).
-        projection: from the student's width to the teacher's, (..., C_S) to (..., C_T), trained with the student; None
-            where it needs none.
+        requires_memory: the loss compares memories. `Outputs.memory` then has only the levels that teacher and student
+            share, in the same order.
+        requires_targets: the loss needs `Outputs.target_predictions` of both models.
+        requires_objects: the loss needs `Outputs.object_predictions` of the teacher.
     """
 
-    asks_memory = False
-    asks_targets = False
-    asks_objects = False
-    projection: nn.Module | None = None
+    requires_memory = False
+    requires_targets = False
+    requires_objects = False
 
-    def make_projection(self, student_dim: int, teacher_dim: int) -> nn.Module | None:
-        return None
+    def build(self, teacher: Detector, student: Detector) -> None:
+        """Create parameters whose shapes depend on the two models. Called once, before training."""
 
-    def __call__(self, teacher: Outputs, student: Outputs, targets: list[Target]) -> dict[str, Tensor]:
+    def forward(self, teacher: Outputs, student: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Return scalar losses by name. The log calls them `loss_<name of the loss in the config>_<name>`."""
         raise NotImplementedError

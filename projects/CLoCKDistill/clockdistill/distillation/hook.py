@@ -1,7 +1,7 @@
-"""The trainer hook that owns teacher, losses and projections."""
+"""The trainer hook that owns the teacher and the distillation losses."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -12,241 +12,159 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config_file import execute_config
 from ..errors import UserError
 from ..modeling import Detector, Outputs, Queries
-from ..modeling.weights import load_weights
 from .base import DistillationLoss
-from .calibration import (
-    BoxEncoder,
-    TargetEmbedding,
-    calibrate,
-    calibration_path,
-    fingerprint,
-    load_embedding,
-    save_embedding,
-)
-
-SOURCES = ("denoising", "calibrated", "random")
+from .calibration import calibrate, calibration_path, fingerprint, load_embedding, save_embedding
+from .target_queries import QueryAdapter, make_embedding
+from .teacher import load_teacher, pair_levels
 
 logger = logging.getLogger(__name__)
 
 
-def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
-    """A frozen detector in eval mode, with the student's number of classes, whatever its config says.
-
-    Raises:
-        UserError: if a file is missing, a parameter is not in the checkpoint, or the classes are not the student's.
-    """
-    if not checkpoint:
-        raise UserError("no teacher checkpoint is given: set distillation.teacher.checkpoint=PATH")
-    if not config:
-        raise UserError("no teacher config is given: set distillation.teacher.config=PATH")
-    cfg = execute_config(config)
-    if cfg.get("model") is None:
-        raise UserError(f"teacher config {config} has no `model`: give the config that the teacher was trained with")
-    cfg.model.num_classes = student.num_classes
-    teacher = instantiate(cfg.model)
-    report = load_weights(teacher, checkpoint)
-    for _, theirs, ours in report.mismatched:
-        if ours[0] == student.num_classes and theirs[1:] == ours[1:]:
-            raise UserError(
-                f"the teacher of {checkpoint} has {theirs[0]} classes and the student {ours[0]}: train both on "
-                "the same classes"
-            )
-    if unset := report.unset:
-        raise UserError(
-            f"teacher checkpoint {checkpoint} leaves {len(unset)} parameters or buffers of {config} unset, "
-            f"{unset[0]} among them: give the checkpoint that was trained with this config"
-        )
-    return teacher.eval().requires_grad_(False).to(student.device)
-
-
-def pair_levels(teacher: Sequence[int], student: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Which level of the teacher's memory is compared with which of the student's.
-
-    Those of the same stride are; levels that only one of the two has are not compared. Where no stride is shared, as by
-    one level of stride 32 and one of stride 16, memories of as many levels are compared in order.
-
-    Args:
-        teacher, student: the levels' strides.
-
-    Returns:
-        indices of the teacher's levels, and of the student's in the same order; empty where nothing can be compared.
-    """
-    theirs, ours = [], []
-    for index, stride in enumerate(teacher):
-        match = next((other for other, s in enumerate(student) if s == stride and other not in ours), None)
-        if match is not None:
-            theirs.append(index)
-            ours.append(match)
-    if not ours and len(teacher) == len(student):
-        return list(range(len(teacher))), list(range(len(student)))
-    return theirs, ours
-
-
 class DistillationHook(HookBase):
-    """Adds the distillation losses to the detector's own at every step.
+    """Adds distillation losses to the detection losses of every step.
 
     Args:
-        student: the detector that is trained, before it is wrapped for several processes.
+        student: the detector to train, before it is wrapped in DistributedDataParallel.
         teacher: `config`, a LazyConfig file with a `model`, and `checkpoint`, its weights.
-        losses: what is distilled.
-        embedding: where the target queries' content comes from: "denoising", the embedding that the teacher learnt in
-            denoising; "calibrated", one fitted to a teacher that learnt none, by `calibrate`; or "random", an ablation.
-        period: iterations between measurements of every term's share of the gradient, which cost a backward pass a
-            term; 0 for none.
-        calibration: `batches`, `steps` and `lr` of the function `calibrate`, where one is needed.
-    """
+        losses: the distillation losses by name; None leaves one out.
+        embedding: class embedding of the target queries: "denoising", the one that the teacher learned in denoising;
+            "calibrated", one fitted to a teacher that learned none; or "random", an ablation.
+        gradient_share_period: log each loss's share of the gradient every so many iterations, which costs one backward
+            pass per loss; 0 turns it off.
+        calibration: arguments `batches`, `steps` and `lr` of `calibrate`, for the "calibrated" embedding.
 
-    asks_targets = False
+    Attributes:
+        modules: the losses and the student's query adapter, whose parameters are trained with the student.
+    """
 
     def __init__(
         self,
         student: Detector,
-        teacher: dict[str, str],
-        losses: list[DistillationLoss],
+        teacher: Mapping[str, str],
+        losses: Mapping[str, DistillationLoss | None],
         embedding: str,
-        period: int,
-        calibration: dict[str, float] | None = None,
+        gradient_share_period: int,
+        calibration: Mapping[str, float] | None = None,
     ):
+        # Detectron2 instantiates the values of a config's dictionary only where they are used
+        losses = {name: instantiate(loss) for name, loss in losses.items() if loss is not None}
         self.teacher = load_teacher(teacher["config"], teacher["checkpoint"], student)
-        self.losses = list(losses)
-        self.period = period
-        self.asks_targets = any(loss.asks_targets for loss in self.losses)
-        self.asks_objects = any(loss.asks_objects for loss in self.losses)
-        student_dim, teacher_dim = student.embed_dim, self.teacher.embed_dim
+        self.gradient_share_period = gradient_share_period
+        self.requires_targets = any(loss.requires_targets for loss in losses.values())
+        self.requires_objects = any(loss.requires_objects for loss in losses.values())
         self.teacher_levels, self.student_levels = pair_levels(self.teacher.strides, student.strides)
-        if not self.student_levels and any(loss.asks_memory for loss in self.losses):
-            theirs, ours = (", ".join(map(str, model.strides)) for model in (self.teacher, student))
+        if not self.student_levels and any(loss.requires_memory for loss in losses.values()):
+            teacher_strides, student_strides = (", ".join(map(str, m.strides)) for m in (self.teacher, student))
             raise UserError(
-                f"the teacher's memory has levels of stride {theirs} and the student's of {ours}, none of which they "
-                "share: choose others by the student's model.neck.in_features, or leave out the losses that compare "
-                "memories"
+                f"the teacher's memory has levels of stride {teacher_strides} and the student's of {student_strides}, "
+                "and they share none: set the student's model.neck.in_features to levels of the teacher, or remove the "
+                "losses that compare memories"
             )
         strides = ", ".join(str(student.strides[level]) for level in self.student_levels)
         logger.info(f"Memories are compared on the student's levels of stride {strides or 'none'}")
 
-        self.projections = nn.ModuleDict()
-        for index, loss in enumerate(self.losses):
-            projection = loss.make_projection(student_dim, teacher_dim)
-            if projection is not None:
-                self.projections[str(index)] = projection
-        if self.asks_targets:
+        for loss in losses.values():
+            loss.build(self.teacher, student)
+        self.modules = nn.ModuleDict({"losses": nn.ModuleDict(losses)})
+        if self.requires_targets:
             if embedding == "calibrated" and calibration is None:
                 raise UserError("distillation.calibration is missing: set its batches, steps and lr")
-            self.embedding = self.make_embedding(embedding).to(self.teacher.device).requires_grad_(False)
+            self.embedding = make_embedding(embedding, self.teacher)
             self.calibration = calibration if embedding == "calibrated" else None
             self.calibration_path = calibration_path(teacher["checkpoint"])
-            if student_dim != teacher_dim:
-                self.projections["content"] = nn.Linear(teacher_dim, student_dim)
-            self.gives_position = not student.encodes_boxes
-            if self.gives_position and self.teacher.encodes_boxes:
-                self.projections["position"] = BoxEncoder(student_dim)
-            elif self.gives_position and student_dim != teacher_dim:
-                self.projections["position"] = nn.Linear(teacher_dim, student_dim)
-        self.projections.to(student.device)
-        self.wrapped = dict(self.projections)
-        if comm.get_world_size() > 1:
-            self.wrapped = {name: DistributedDataParallel(p) for name, p in self.wrapped.items()}
-        for index, loss in enumerate(self.losses):
-            loss.projection = self.wrapped.get(str(index))
+            self.modules["query_adapter"] = QueryAdapter(self.teacher, student)
+        self.modules.to(student.device)
+        self.losses = {name: distributed(loss) for name, loss in losses.items()}
+        self.query_adapter = distributed(self.modules["query_adapter"]) if self.requires_targets else None
 
-    def make_embedding(self, source: str) -> TargetEmbedding:
-        if source not in SOURCES:
-            raise UserError(f'distillation.embedding is "{source}": choose one of {", ".join(SOURCES)}')
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            embedding = TargetEmbedding(self.teacher)
-        if source == "denoising":
-            if self.teacher.label_embedding is None:
-                raise UserError("the teacher was trained without denoising: set distillation.embedding=calibrated")
-            embedding.content.load_state_dict(self.teacher.label_embedding.state_dict())
-        return embedding
+    def before_train(self) -> None:
+        self.trainer.set_loss_function(self.compute_losses)
 
     def calibrate(self, data: Iterable[list[dict]]) -> None:
-        """Fit the target queries to the teacher, where the config asks for it, or load them from an earlier run's file.
+        """Fit the target queries to the teacher if the config says so, or load those of an earlier run.
 
         Args:
             data: batches after augmentation.
         """
-        if not self.asks_targets or self.calibration is None:
+        if not self.requires_targets or self.calibration is None:
             return
         teacher = fingerprint(self.teacher)
-        found = load_embedding(self.embedding, self.calibration_path, teacher)
-        # with the file on one machine of several, all fit it again together
-        if not all(comm.all_gather(found)):
+        loaded = load_embedding(self.embedding, self.calibration_path, teacher)
+        # if only some of several machines have the file, all calibrate together
+        if not all(comm.all_gather(loaded)):
             calibrate(self.embedding, self.teacher, data, **self.calibration)
             if comm.is_main_process():
                 save_embedding(self.embedding, self.calibration_path, teacher)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Of the projections, to be optimised with the student."""
-        return self.projections.parameters()
+        """Return the parameters to train with the student's."""
+        return self.modules.parameters()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.projections.state_dict()
+        return self.modules.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.projections.load_state_dict(state)
+        self.modules.load_state_dict(state)
 
-    def step_losses(self, model: nn.Module, data: list[dict]) -> dict[str, Tensor]:
-        """The step's loss dictionary.
+    def compute_losses(self, model: nn.Module, data: list[dict], loss_scale: float = 1.0) -> dict[str, Tensor]:
+        """Compute the step's losses: the student's own, and `loss_<name>_<term>` of every distillation loss.
 
         Args:
-            model: the student, wrapped for several processes or not; its forward is called once.
+            model: the student, perhaps in DistributedDataParallel; its forward runs once.
             data: the batch, after augmentation.
+            loss_scale: factor of the losses in the backward pass, in float16.
         """
         student: Detector = getattr(model, "module", model)
         targets = student.targets(data)
-        asked_of_teacher = asked_of_student = None
-        if self.asks_targets:
-            asked_of_teacher = self.embedding(targets)
-            asked_of_student = self.translate(asked_of_teacher)
-        theirs = self.ask_teacher(data, asked_of_teacher)
-        losses, ours = model(data, extra=asked_of_student, with_outputs=True)
+        teacher_queries = student_queries = None
+        if self.requires_targets:
+            teacher_queries = self.embedding(targets)
+            student_queries = self.query_adapter(teacher_queries)
+        teacher_outputs = self.forward_teacher(data, teacher_queries)
+        losses, student_outputs = model(data, targets=targets, target_queries=student_queries, with_outputs=True)
         if self.student_levels:
-            theirs = replace(theirs, memory=theirs.memory.select(self.teacher_levels))
-            ours = replace(ours, memory=ours.memory.select(self.student_levels))
-        terms = {}
-        for loss in self.losses:
-            new = loss(theirs, ours, targets)
-            if clash := terms.keys() & new.keys():
-                raise UserError(f"two losses of distillation.losses are called {min(clash)}: keep one of them")
-            terms |= new
-        if self.period and self.trainer.iter % self.period == 0:
-            self.log_gradient_shares({"det": sum(losses.values()), **terms}, student)
+            teacher_memory = teacher_outputs.memory.select(self.teacher_levels)
+            teacher_outputs = replace(teacher_outputs, memory=teacher_memory)
+            student_memory = student_outputs.memory.select(self.student_levels)
+            student_outputs = replace(student_outputs, memory=student_memory)
+        terms = {
+            f"loss_{name}_{term}": value
+            for name, loss in self.losses.items()
+            for term, value in loss(teacher_outputs, student_outputs, targets).items()
+        }
+        if self.gradient_share_period and get_event_storage().iter % self.gradient_share_period == 0:
+            log_gradient_shares({"loss_detection": sum(losses.values()), **terms}, student, loss_scale)
         return losses | terms
 
-    def translate(self, queries: Queries) -> Queries:
-        """The teacher's target queries as the student takes them: of its width, with a position where it makes none."""
-        content, position = queries.content, queries.position
-        if "content" in self.wrapped:
-            content = self.wrapped["content"](content)
-        if "position" in self.wrapped:
-            position = self.wrapped["position"](queries.reference if position is None else position)
-        return replace(queries, content=content, position=position if self.gives_position else None)
-
     @torch.no_grad()
-    def ask_teacher(self, data: list[dict], queries: Queries | None) -> Outputs:
+    def forward_teacher(self, data: list[dict], target_queries: Queries | None) -> Outputs:
+        """Run the teacher on the student's batch."""
         teacher = self.teacher
         memory = teacher.encode(teacher.preprocess(data))
-        objects = teacher.decode(memory, teacher.propose(memory)) if self.asks_objects else None
-        extra = teacher.decode(memory, queries) if queries is not None else None
-        return Outputs(memory, objects, extra)
+        objects = teacher.decode(memory, teacher.propose(memory)) if self.requires_objects else None
+        targets = teacher.decode(memory, target_queries) if target_queries is not None else None
+        return Outputs(memory, objects, targets)
 
-    def log_gradient_shares(self, terms: dict[str, Tensor], student: nn.Module) -> None:
-        """Norm of every term's gradient on the student's parameters, as shares of their sum."""
-        parameters = [p for p in student.parameters() if p.requires_grad]
-        # as in the backward pass: what is too small for float16 is scaled into its range
-        scale = self.trainer.grad_scaler.get_scale()
-        norms = {}
-        for name, term in terms.items():
-            gradients = torch.autograd.grad(term * scale, parameters, retain_graph=True, allow_unused=True)
-            gradients = [g.float() for g in gradients if g is not None]
-            norms[name] = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
-        total = sum(norms.values())
-        if not total.isfinite():
-            return
+
+def distributed(module: nn.Module) -> nn.Module:
+    """Wrap a module in DistributedDataParallel if there are several processes and it has parameters to train."""
+    if comm.get_world_size() > 1 and any(p.requires_grad for p in module.parameters()):
+        return DistributedDataParallel(module)
+    return module
+
+
+def log_gradient_shares(terms: dict[str, Tensor], student: nn.Module, loss_scale: float) -> None:
+    """Log the norm of each term's gradient in the student's parameters, divided by the sum of the norms."""
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    norms = {}
+    for name, term in terms.items():
+        # scaled as in the backward pass, so that small gradients do not vanish in float16
+        gradients = torch.autograd.grad(term * loss_scale, parameters, retain_graph=True, allow_unused=True)
+        gradients = [g.float() for g in gradients if g is not None]
+        norms[name] = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
+    total = sum(norms.values())
+    if total.isfinite():
         shares = {f"gradient_share/{name.removeprefix('loss_')}": float(n / total) for name, n in norms.items()}
         get_event_storage().put_scalars(smoothing_hint=False, **shares)

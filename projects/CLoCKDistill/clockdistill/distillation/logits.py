@@ -4,28 +4,16 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..layers import giou_loss
-from ..modeling import HungarianMatcher, Outputs, Predictions, Queries, Target
+from ..layers import at_least_float32, giou_loss
+from ..modeling import HungarianMatcher, Outputs, Predictions, Targets
 from ..modeling.criterion import average_over_ranks
-from ..modeling.structures import pad_targets
-from .base import DistillationLoss, at_least_float32
-
-
-def target_queries(targets: list[Target], content: Tensor, box_encoder: nn.Module | None = None) -> Queries:
-    """One query an object: its class's row of `content` (num_classes, C), its box as the reference.
-
-    Args:
-        box_encoder: from boxes (B, Q, 4) to positions (B, Q, C), for detectors whose decoder makes none of them.
-    """
-    labels, boxes, padding = pad_targets(targets)
-    position = None if box_encoder is None else box_encoder(boxes)
-    return Queries(content[labels], boxes, padding=padding, position=position)
+from .base import DistillationLoss
 
 
 def bernoulli_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of independent sigmoids, times the squared temperature; of logits, elementwise."""
+    """Return the elementwise KL(teacher || student) of sigmoids of logits, times the squared temperature."""
     teacher, student = teacher / temperature, student / temperature
     positive = F.logsigmoid(teacher) - F.logsigmoid(student)
     negative = F.logsigmoid(-teacher) - F.logsigmoid(-student)
@@ -34,22 +22,20 @@ def bernoulli_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor
 
 
 def spread_layers(predictions: Predictions, num_layers: int) -> Predictions:
-    """As many of the layers as wanted, evenly spread, the last one last."""
+    """Select `num_layers` layers, evenly spread and ending with the last one."""
     available = len(predictions.logits)
     index = [math.ceil((layer + 1) * available / num_layers) - 1 for layer in range(num_layers)]
     return Predictions(predictions.logits[index], predictions.boxes[index])
 
 
 class LogitLoss(DistillationLoss):
-    """How far the student's classes and boxes are from the teacher's, for the same queries, on every decoder layer.
+    """Base class of losses that compare classes and boxes of teacher and student on every decoder layer.
 
     Args:
         class_weight, l1_weight, giou_weight: lambda_cls, lambda_L1, lambda_GIoU.
         temperature: of the sigmoids in the divergence.
-        confidence: weigh every query by the teacher's highest class score; else all alike.
+        confidence: weight each query by the teacher's highest class score; otherwise all weigh the same.
     """
-
-    name = "logit"
 
     def __init__(
         self,
@@ -59,6 +45,7 @@ class LogitLoss(DistillationLoss):
         temperature: float = 1.0,
         confidence: bool = True,
     ):
+        super().__init__()
         self.class_weight = class_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
@@ -68,8 +55,8 @@ class LogitLoss(DistillationLoss):
     def compare(self, teacher: Predictions, student: Predictions, valid: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            teacher, student: answers to the same queries; the teacher's of any number of layers.
-            valid: (B, Q) or (E, B, Q), False on queries that carry no loss.
+            teacher, student: predictions for the same queries, of any number of layers.
+            valid: (B, Q) or (E, B, Q), False on queries without a loss.
         """
         teacher = spread_layers(teacher, len(student.logits))
         teacher, student = (Predictions(*map(at_least_float32, p)) for p in (teacher, student))
@@ -80,50 +67,50 @@ class LogitLoss(DistillationLoss):
         divergence = bernoulli_kl(teacher.logits, student.logits, self.temperature).sum(-1)
         l1 = (teacher.boxes - student.boxes).abs().sum(-1)
         return {
-            f"loss_{self.name}_class": self.class_weight * (weight * divergence).sum(),
-            f"loss_{self.name}_bbox": self.l1_weight * (weight * l1).sum(),
-            f"loss_{self.name}_giou": self.giou_weight * (weight * giou_loss(student.boxes, teacher.boxes)).sum(),
+            "class": self.class_weight * (weight * divergence).sum(),
+            "bbox": self.l1_weight * (weight * l1).sum(),
+            "giou": self.giou_weight * (weight * giou_loss(student.boxes, teacher.boxes)).sum(),
         }
 
 
 class TargetAwareLogitLoss(LogitLoss):
-    """Of queries made from the ground truth, so that both decoders read the same part of their memories."""
+    """Target-aware logit loss: teacher and student decode the same queries, made from the ground truth."""
 
-    asks_targets = True
+    requires_targets = True
 
-    def __call__(self, teacher: Outputs, student: Outputs, targets: list[Target]) -> dict[str, Tensor]:
-        _, _, padding = pad_targets(targets)
-        return self.compare(teacher.extra, student.extra, ~padding)
+    def forward(self, teacher: Outputs, student: Outputs, targets: Targets) -> dict[str, Tensor]:
+        return self.compare(teacher.target_predictions, student.target_predictions, ~targets.padding)
 
 
 class MatchedLogitLoss(LogitLoss):
-    """Of the object queries that a matcher assigns to the same objects, layer by layer: the rival that the paper
-    argues against, since the two sets of queries look at different places.
+    """Compares the object queries that are matched to the same object, layer by layer.
+
+    This is the baseline that the paper argues against, because the matched queries attend to different places.
 
     Args:
-        matcher: assigns the queries of either model to the objects.
-        weights: as in `LogitLoss`.
+        matcher: matches the queries of either model to the objects.
+        weights: arguments of `LogitLoss`.
     """
 
-    name = "matched"
-    asks_objects = True
+    requires_objects = True
 
     def __init__(self, matcher: HungarianMatcher, **weights):
         super().__init__(**weights)
         self.matcher = matcher
 
-    def __call__(self, teacher: Outputs, student: Outputs, targets: list[Target]) -> dict[str, Tensor]:
-        _, _, padding = pad_targets(targets)
-        theirs, matched = self.gather(spread_layers(teacher.objects, len(student.objects.logits)), targets, padding)
-        ours, also_matched = self.gather(student.objects, targets, padding)
-        return self.compare(theirs, ours, matched & also_matched)
+    def forward(self, teacher: Outputs, student: Outputs, targets: Targets) -> dict[str, Tensor]:
+        num_layers = len(student.object_predictions.logits)
+        teacher_predictions, matched = self.gather(spread_layers(teacher.object_predictions, num_layers), targets)
+        student_predictions, also_matched = self.gather(student.object_predictions, targets)
+        return self.compare(teacher_predictions, student_predictions, matched & also_matched)
 
-    def gather(self, predictions: Predictions, targets: list[Target], padding: Tensor) -> tuple[Predictions, Tensor]:
-        """Predictions in the order of the objects: (E, B, n, ...); and (E, B, n), whether an object has one.
+    def gather(self, predictions: Predictions, targets: Targets) -> tuple[Predictions, Tensor]:
+        """Return the matched predictions in the order of the objects, (E, B, n, ...), and which exist, (E, B, n).
 
-        With more objects than queries some have none.
+        If there are more objects than queries, some objects have no prediction.
         """
-        query_of = torch.full((len(predictions.logits), *padding.shape), -1, device=padding.device)
+        size = len(predictions.logits), *targets.padding.shape
+        query_of = torch.full(size, -1, device=targets.padding.device)
         for layer, (image, query, target) in enumerate(self.matcher(predictions, targets)):
             query_of[layer, image, target] = query
         index = query_of.clamp(min=0)[..., None]

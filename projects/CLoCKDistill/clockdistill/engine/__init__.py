@@ -7,7 +7,7 @@ from .evaluation import compare, eval_only
 from .hooks import EMAHook, ProgressBar
 from .model_spec import ModelSpec, parse_model_specs
 from .optim import get_detr_optimizer_params
-from .train import do_test, do_train, load_model
+from .train import do_test, do_train, load_model, load_model_and_metadata
 from .trainer import Trainer
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "get_detr_optimizer_params",
     "load_config",
     "load_model",
+    "load_model_and_metadata",
     "parse_model_specs",
     "run",
     "setup",

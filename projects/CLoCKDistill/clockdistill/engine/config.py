@@ -1,4 +1,4 @@
-"""LazyConfig files and their overrides on the command line, checked before anything is built."""
+"""LazyConfig files and command-line overrides, checked before anything is built."""
 
 import difflib
 import inspect
@@ -20,14 +20,14 @@ SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A training config from a file, with overrides applied; data sets whose names say where they are are registered.
+    """Load a training config, apply overrides and register data sets given by path (`coco:…`, `kitti:…`).
 
     Args:
         path: of a LazyConfig file, `.py` or `.yaml`.
-        overrides: `key=value`, as `apply_overrides` takes them.
+        overrides: `key=value`, see `apply_overrides`.
 
     Raises:
-        UserError: no such file, one that does not execute or lacks a section, or a wrong override.
+        UserError: the file does not exist, fails to execute or lacks a section, or an override is wrong.
     """
     cfg = execute_config(path)
     for section in SECTIONS:
@@ -41,12 +41,12 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Change a config in place by hydra's `key=value`; `+key=value` adds a key that is not there.
+    """Apply hydra's `key=value` overrides to a config in place; `+key=value` adds a new key.
 
-    A key is known where the config has it, and where it is a parameter of the call that holds it.
+    A key is known if the config has it or if it is a parameter of the LazyCall that contains it.
 
     Raises:
-        UserError: wrong syntax, an unknown key, or a value of another type than the one in the config.
+        UserError: wrong syntax, an unknown key, or a value of the wrong type.
     """
     for text in overrides:
         override, value = _parse(text)
@@ -54,8 +54,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         is_new = override.is_add() or override.is_force_add()
         if not is_new and not _is_known(cfg, key):
             near = _nearest(key, list(_keys(cfg)))
-            hint = f"the nearest is {' or '.join(near)}" if near else "nothing in the config has a name like it"
-            raise UserError(f"unknown config key {key}: {hint} (a key that is really new is written +{key}=…)")
+            hint = f"did you mean {' or '.join(near)}?" if near else "no key of the config is similar"
+            raise UserError(f"unknown config key {key}: {hint} (to add a new key, write +{key}=…)")
         try:
             old = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
             OmegaConf.update(cfg, key, value if is_new else _cast(key, old, value, text), merge=True)
@@ -66,15 +66,15 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def _parse(text: str) -> tuple[Override, Any]:
     if "=" not in text:
-        raise UserError(f"cannot read {text!r} on the command line: overrides of the config are written key=value")
+        raise UserError(f"cannot parse {text!r} on the command line: write config overrides as key=value")
     try:
         override = OverridesParser.create().parse_override(text)
         if override.is_delete() or override.is_sweep_override():
-            raise UserError(f"cannot read the override {text!r}: it may neither delete a key nor list several values")
+            raise UserError(f"cannot apply the override {text!r}: deleting keys and sweeps are not supported")
         return override, override.value()
     except HydraException as error:
         raise UserError(
-            f"cannot read the override {text!r}: write key=value, with quotes around special characters"
+            f"cannot parse the override {text!r}: write key=value, with quotes around special characters"
         ) from error
 
 
@@ -97,7 +97,7 @@ def _child(node: DictConfig | ListConfig, part: str) -> Any:
 
 
 def _parameters(node: DictConfig) -> list[str]:
-    """Names that the call in a LazyCall takes; none where it cannot be told."""
+    """Return the names of a LazyCall's parameters; none if its target has no signature."""
     target = node.get("_target_")
     try:
         parameters = inspect.signature(locate(target) if isinstance(target, str) else target).parameters
@@ -108,7 +108,7 @@ def _parameters(node: DictConfig) -> list[str]:
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all that an override may set."""
+    """Yield the dotted names of all keys that an override may set."""
     if isinstance(node, DictConfig):
         for name in dict.fromkeys([*node, *_parameters(node)]):
             yield prefix + str(name)
@@ -127,28 +127,28 @@ def _nearest(key: str, keys: list[str]) -> list[str]:
 
 
 def _cast(key: str, old: Any, value: Any, text: str) -> Any:
-    """The value in the type of the one it replaces. None and references fit everywhere."""
+    """Convert a value to the type of the one it replaces. None and interpolations are always allowed."""
     is_reference = isinstance(value, str) and value.startswith("${")
     if old is None or value is None or is_reference:
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits, wanted = True, ""
+    fits, expected = True, ""
     if isinstance(old, bool):
-        fits, wanted = isinstance(value, bool), "True or False"
+        fits, expected = isinstance(value, bool), "True or False"
     elif isinstance(old, int):
-        fits, wanted = is_number and float(value).is_integer(), "a whole number"
+        fits, expected = is_number and float(value).is_integer(), "an integer"
         value = int(value) if fits else value
     elif isinstance(old, float):
-        fits, wanted = is_number, "a number"
+        fits, expected = is_number, "a number"
         value = float(value) if fits else value
     elif isinstance(old, str):
-        fits, wanted = not isinstance(value, dict | list), "text"
-        # hydra takes a name of digits for a number
+        fits, expected = not isinstance(value, dict | list), "text"
+        # hydra parses a name of digits as a number
         value = value if isinstance(value, str) else text.partition("=")[2]
     elif isinstance(old, ListConfig):
-        fits, wanted = isinstance(value, list), "a list, as in [1,2]"
+        fits, expected = isinstance(value, list), "a list, as in [1,2]"
     elif isinstance(old, DictConfig):
-        fits, wanted = isinstance(value, dict), "a group of keys: set one of them, or null"
+        fits, expected = isinstance(value, dict), "a group of keys: set one of them, or null"
     if not fits:
-        raise UserError(f"config key {key} cannot be {value!r}: it must be {wanted}")
+        raise UserError(f"config key {key} cannot be {value!r}: it must be {expected}")
     return value

@@ -1,4 +1,4 @@
-"""What comes before training: processes, devices, logs, seeds; and what is said when it fails."""
+"""Launch of an entry point: processes, devices, logs, seeds, and error messages."""
 
 import argparse
 import logging
@@ -16,19 +16,19 @@ from torch.multiprocessing import ProcessRaisedException
 from ..errors import UserError
 from ..layers import extension
 
-# Errors that say in one sentence all that their reader needs; a traceback would only hide it.
-SPEAKING_ERRORS = (UserError, FloatingPointError)
+# errors whose message is all that a user needs; they are printed without a traceback
+USER_ERRORS = (UserError, FloatingPointError)
 LAST_LINE = re.compile(r"^(?:clockdistill\.errors\.UserError|FloatingPointError): (.+)\s*\Z", re.MULTILINE)
 
 logger = logging.getLogger(__name__)
 
 
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Run an entry point in as many processes as its arguments ask for, and report failures in one sentence.
+    """Run an entry point in one process per GPU, and print user errors in one sentence.
 
     Args:
-        main: what every process runs.
-        args: of Detectron2's `default_argument_parser`.
+        main: called in every process.
+        args: from Detectron2's `default_argument_parser`.
 
     Returns:
         The exit status.
@@ -36,9 +36,9 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     try:
         available = torch.cuda.device_count()
         if available and args.num_gpus > available:
-            raise UserError(f"--num-gpus {args.num_gpus} is more than there are: this machine has {available}")
+            raise UserError(f"--num-gpus is {args.num_gpus}, but this machine has {available}")
         launch(
-            leave_together,
+            run_and_synchronize,
             max(args.num_gpus, 1),
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -46,9 +46,10 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
             args=(main, args),
         )
     except KeyboardInterrupt:
-        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
+        hint = ": use --resume to continue from the last checkpoint" if hasattr(args, "resume") else ""
+        print(f"interrupted{hint}", file=sys.stderr)
         return 130
-    except (*SPEAKING_ERRORS, ProcessRaisedException) as error:
+    except (*USER_ERRORS, ProcessRaisedException) as error:
         sentence = error_sentence(error)
         if sentence is None:
             raise
@@ -57,8 +58,8 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     return 0
 
 
-def leave_together(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Run an entry point; a process that has less to do waits for the others, which it would tear down with itself."""
+def run_and_synchronize(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Run an entry point and wait for all processes: one that exits early would terminate the others."""
     main(args)
     if comm.get_world_size() > 1:
         comm.synchronize()
@@ -66,24 +67,24 @@ def leave_together(main: Callable[[argparse.Namespace], None], args: argparse.Na
 
 
 def error_sentence(error: Exception) -> str | None:
-    """What an error has to say to the user; None where it is not meant for one.
+    """Return the message of a user error, or None for any other error.
 
-    Errors of data workers and of other ranks arrive as the text of their traceback: its last line counts.
+    Errors of data workers and other ranks arrive as the text of their traceback, whose last line is the message.
     """
     last_line = LAST_LINE.search(str(error))
     if last_line:
         return last_line[1]
-    return str(error) if isinstance(error, SPEAKING_ERRORS) else None
+    return str(error) if isinstance(error, USER_ERRORS) else None
 
 
 def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Output folder, logs, seeds, the config as a file, as Detectron2 has them; and the device that there is."""
+    """Call Detectron2's `default_setup` (output folder, logs, seeds, config file) and choose the device."""
     fallback = cfg.train.device != "cpu" and (args.num_gpus == 0 or not torch.cuda.is_available())
     if fallback:
         cfg.train.device = "cpu"
     name = "clockdistill"
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_speaking_error)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
     default_setup(cfg, args)
     if fallback:
         reason = "--num-gpus is 0" if args.num_gpus == 0 else "no GPU is present"
@@ -91,5 +92,5 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     extension.log_backend(torch.device(cfg.train.device).type)
 
 
-def _has_no_speaking_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], SPEAKING_ERRORS))
+def _is_no_user_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], USER_ERRORS))

@@ -1,4 +1,4 @@
-"""Hooks that Detectron2 lacks."""
+"""Trainer hooks for averaged weights and progress."""
 
 import contextlib
 import logging
@@ -13,12 +13,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 class EMAHook(HookBase):
     """Exponential moving average of a model's weights and buffers, updated after every step.
 
-    The decay grows towards its final value, as TensorFlow's does: with 0.9998 from the start, the first iteration's
-    weights would still make up more than half of the average after 3,000 iterations.
+    The decay grows to its final value as in TensorFlow. With a constant 0.9998, the initial weights would still make up
+    more than half of the average after 3,000 iterations.
 
     Args:
-        model: without a DistributedDataParallel around it.
-        decay: of the average, in [0, 1), once enough steps were made.
+        model: not wrapped in DistributedDataParallel.
+        decay: final decay, in [0, 1).
 
     Attributes:
         model: the averaged model.
@@ -42,7 +42,7 @@ class EMAHook(HookBase):
         self._average.update_parameters(self._source)
 
     def state_dict(self) -> dict:
-        # the averaged weights are the checkpoint's model file
+        # the averaged weights are in the checkpoint's model file
         return {"n_averaged": self._average.n_averaged.item()}
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -50,7 +50,7 @@ class EMAHook(HookBase):
 
 
 class ProgressBar(HookBase):
-    """A bar with the time left, for terminals; log lines appear above it."""
+    """Progress bar for terminals, below the log lines."""
 
     def __init__(self):
         self._contexts = contextlib.ExitStack()

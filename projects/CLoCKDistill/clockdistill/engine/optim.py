@@ -7,12 +7,13 @@ from torch import nn
 def get_detr_optimizer_params(
     model: nn.Module, base_lr: float, backbone_lr_factor: float, point_lr_factor: float = 1.0
 ) -> list[dict]:
-    """Parameter groups in which the backbone learns at its own rate, and what says where deformable attention looks.
+    """Get parameter groups with separate learning rates for the backbone and for deformable attention's points.
 
     Args:
-        base_lr: learning rate of everything else.
-        backbone_lr_factor: the backbone's learning rate over `base_lr`.
-        point_lr_factor: that of reference points and sampling offsets (Deformable DETR, arXiv:2010.04159, Sec. 5).
+        model: the detector.
+        base_lr: learning rate of all other parameters.
+        backbone_lr_factor: factor on `base_lr` for the backbone.
+        point_lr_factor: factor for reference points and sampling offsets (Deformable DETR, arXiv:2010.04159, Sec. 5).
     """
 
     def factor(name: str) -> float:

@@ -1,4 +1,4 @@
-"""Training and evaluation by a LazyConfig."""
+"""Training and evaluation of a LazyConfig."""
 
 import argparse
 import logging
@@ -20,8 +20,8 @@ from torch import nn
 from ..distillation import DistillationHook
 from ..errors import UserError
 from ..evaluation.results import write_json
-from ..modeling.weights import load_weights
-from .checkpoint import Checkpointer, PeriodicCheckpointer
+from ..modeling.weights import WeightLoader
+from .checkpoint import Checkpointer, PeriodicCheckpointer, inference_metadata
 from .hooks import EMAHook, ProgressBar
 from .trainer import Trainer
 
@@ -31,22 +31,23 @@ logger = logging.getLogger(__name__)
 
 
 def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
-    """Train by a config, from its initial weights or, with `args.resume`, from where the last run ended.
+    """Train a model from its initial weights or, with `args.resume`, from the last checkpoint.
 
     Args:
+        args: `resume` is used.
         cfg: with
             model: a meta-architecture;
-            dataloader.{train, test, evaluator}: the last two may be absent, then nothing is evaluated;
-            optimizer: its `params.model` is filled in here;
+            dataloader.{train, test, evaluator}: without the last two, nothing is evaluated;
+            optimizer: its `params.model` is set here;
             lr_multiplier: an fvcore scheduler;
-            distillation: a `DistillationHook`, or absent in plain training; its `student` is filled in here;
+            distillation: a `DistillationHook`, or absent in plain training; its `student` is set here;
             train: see configs/common/train.py.
     """
     model = instantiate(cfg.model).to(cfg.train.device)
     logger.info(f"Model:\n{model}")
     logger.info(f"Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
     train_loader = build_loader(cfg, "train")
-    # data sets are found wrong here, and not when the first evaluation is due
+    # built now to report a wrong test set before training, not at the first evaluation
     evaluation = build_evaluation(cfg)
 
     distillation = build_distillation(cfg, model)
@@ -64,7 +65,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
         clip_grad=cfg.train.clip_grad,
         amp_dtype=amp_dtype(cfg),
     )
-    checkpointer = Checkpointer(model, cfg.train.output_dir, ema=ema and ema.model, trainer=trainer)
+    metadata = inference_metadata(cfg)
+    checkpointer = Checkpointer(model, cfg.train.output_dir, ema=ema and ema.model, metadata=metadata, trainer=trainer)
     is_main = comm.is_main_process()
     trainer.register_hooks(
         [
@@ -82,13 +84,13 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
 
     resumed = args.resume and checkpointer.has_checkpoint()
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-    # the trainer's state holds the last iteration that was done
+    # the trainer's state has the last finished iteration
     start_iter = trainer.iter + 1 if resumed else 0
-    # a teacher's construction draws random numbers: with and without it, training sees the same data
+    # building a teacher draws random numbers: seed again, so that training sees the same data with and without it
     if cfg.train.seed >= 0:
         seed_all_rng(cfg.train.seed + comm.get_rank() + start_iter)
     if start_iter >= cfg.train.max_iter:
-        logger.info(f"Nothing to train: {start_iter} of train.max_iter={cfg.train.max_iter} iterations are done.")
+        logger.info(f"Nothing to train: {start_iter} of train.max_iter={cfg.train.max_iter} iterations are done")
         if evaluation:
             evaluate(eval_model, *evaluation, cfg.train.output_dir)
         return
@@ -96,7 +98,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 
 def do_test(cfg: DictConfig, model: nn.Module) -> dict:
-    """Results of a model on `cfg.dataloader.test`: printed, and in `<output_dir>/results.json`."""
+    """Evaluate a model on `cfg.dataloader.test`; print the results and write `<output_dir>/results.json`."""
     evaluation = build_evaluation(cfg)
     if not evaluation:
         raise UserError("the config has no dataloader.test with dataloader.evaluator: there is nothing to evaluate on")
@@ -104,12 +106,18 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict:
 
 
 def load_model(cfg: DictConfig) -> nn.Module:
-    """The model of a config in eval mode, all its weights from `cfg.train.init_checkpoint`."""
+    """Return the model of a config in eval mode, with all weights from `cfg.train.init_checkpoint`."""
+    return load_model_and_metadata(cfg)[0]
+
+
+def load_model_and_metadata(cfg: DictConfig) -> tuple[nn.Module, dict]:
+    """Return the model as `load_model` does, and its checkpoint's metadata (see `inference_metadata`) or {}."""
     if not cfg.train.init_checkpoint:
-        raise UserError("trained weights are needed: give them as train.init_checkpoint=…/model_final.pth")
+        raise UserError("no trained weights are given: set train.init_checkpoint=…/model_final.pth")
     model = instantiate(cfg.model)
-    load_weights(model, cfg.train.init_checkpoint, strict=True)
-    return model.eval().to(cfg.train.device if torch.cuda.is_available() else "cpu")
+    contents = WeightLoader(model).load(cfg.train.init_checkpoint, checkpointables=[], strict=True)
+    model = model.eval().to(cfg.train.device if torch.cuda.is_available() else "cpu")
+    return model, contents.get("metadata", {})
 
 
 def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator] | None:
@@ -120,10 +128,10 @@ def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator] | Non
 
 
 def build_loader(cfg: DictConfig, name: str) -> Iterable:
-    """`cfg.dataloader.train` or `.test`, whose classes must be as many as the model's.
+    """Build `cfg.dataloader.train` or `.test`.
 
     Raises:
-        UserError: the data set is not in the catalog, not on disk or empty, or has other classes.
+        UserError: the data set is not in the catalog, not on disk or empty, or has a different number of classes.
     """
     key = f"dataloader.{name}.dataset.names"
     names = OmegaConf.select(cfg, key)
@@ -133,7 +141,7 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     except FileNotFoundError as error:
         raise UserError(
             f"the data set {' + '.join(names)} needs {error.filename or error}, which does not exist: set "
-            "DETECTRON2_DATASETS to the folder that holds it"
+            "DETECTRON2_DATASETS to the folder of your data sets"
         ) from error
     except (KeyError, AssertionError) as error:
         unknown = [n for n in names if n not in DatasetCatalog.list()]
@@ -160,22 +168,22 @@ def build_distillation(cfg: DictConfig, student: nn.Module) -> DistillationHook 
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module, distillation: DistillationHook | None) -> torch.optim.Optimizer:
-    """The config's optimizer of the model, with the hook's projections as a group more."""
+    """Build the config's optimizer, with the hook's parameters as an additional group."""
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     if distillation is not None and (projections := list(distillation.parameters())):
         optimizer.add_param_group({"params": projections})
     for group in optimizer.param_groups:
-        # lists in a config are omegaconf's, and the optimizer's state must be plain Python to be loaded safely
+        # convert omegaconf's lists: only plain Python values in the optimizer's state can be loaded safely
         group.update({k: OmegaConf.to_container(v) for k, v in group.items() if OmegaConf.is_config(v)})
     return optimizer
 
 
 def evaluate(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluator, output_dir: str) -> dict:
-    """Results on a data set, by any number of processes; on the main one they are printed and written.
+    """Evaluate a model with any number of processes; the main one prints and writes the results.
 
-    Images come to the model one at a time, whatever the loader's batches: padding to a batch's largest image would
-    change the answers.
+    The model gets one image at a time, whatever the loader's batch size, because padding to the largest image of a
+    batch changes the predictions.
     """
     with inference_context(model):
         results = inference_on_dataset(lambda batch: [y for x in batch for y in model([x])], loader, evaluator)
@@ -186,7 +194,7 @@ def evaluate(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluator, ou
 
 
 def progress_hooks(cfg: DictConfig) -> list[HookBase]:
-    """`metrics.json`, TensorBoard, and a bar on a terminal or plain lines elsewhere."""
+    """Write metrics.json and TensorBoard files, and show a progress bar on a terminal or log lines elsewhere."""
     output_dir = cfg.train.output_dir
     writers = [JSONWriter(os.path.join(output_dir, "metrics.json")), TensorboardXWriter(output_dir)]
     if sys.stderr.isatty():
@@ -198,5 +206,5 @@ def amp_dtype(cfg: DictConfig) -> torch.dtype | None:
     if not cfg.train.amp.enabled:
         return None
     if cfg.train.amp.dtype not in AMP_DTYPES:
-        raise UserError(f"train.amp.dtype cannot be {cfg.train.amp.dtype!r}: it is one of {', '.join(AMP_DTYPES)}")
+        raise UserError(f"train.amp.dtype is {cfg.train.amp.dtype!r}: choose one of {', '.join(AMP_DTYPES)}")
     return AMP_DTYPES[cfg.train.amp.dtype]

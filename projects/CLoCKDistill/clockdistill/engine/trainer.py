@@ -1,27 +1,27 @@
-"""The training step: losses, perhaps with distillation, in full or mixed precision, with clipped gradients."""
+"""The training step: losses, in full or mixed precision, with gradient clipping."""
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from detectron2.engine import SimpleTrainer
 from torch import Tensor, nn
 
-from ..distillation import DistillationHook
+LossFunction = Callable[[nn.Module, list[dict], float], dict[str, Tensor]]
 
 
 class Trainer(SimpleTrainer):
     """Detectron2's trainer for detection transformers.
 
-    Where a `DistillationHook` is registered, the losses of a step are what the hook makes of model and data.
+    By default the losses of a step are those that the model returns. A hook changes that with `set_loss_function`.
 
     Args:
-        model: from a batch to a dictionary of scalar losses; perhaps in DistributedDataParallel.
-        data_loader: endless batches.
-        optimizer: of the model's parameters and of whatever else is trained.
-        clip_grad: largest 2-norm of the gradient of all the optimizer's parameters together; None does not clip.
-        amp_dtype: of mixed precision, `torch.bfloat16` or `torch.float16`; None trains in float32.
+        model: maps a batch to a dictionary of scalar losses; perhaps in DistributedDataParallel.
+        data_loader: an endless iterable of batches.
+        optimizer: for the parameters of the model and of hooks.
+        clip_grad: maximum 2-norm of the gradient of all the optimizer's parameters; None disables clipping.
+        amp_dtype: `torch.bfloat16` or `torch.float16` for mixed precision; None trains in float32.
     """
 
     def __init__(
@@ -36,8 +36,24 @@ class Trainer(SimpleTrainer):
         self.clip_grad = clip_grad
         self.amp_dtype = amp_dtype
         self.device_type = next(model.parameters()).device.type
-        # bfloat16 has the range of float32 and needs no scaling; a disabled scaler passes everything through
+        # bfloat16 has the range of float32 and needs no scaling; a disabled scaler does nothing
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
+        self._loss_function: LossFunction | None = None
+
+    def set_loss_function(self, function: LossFunction) -> None:
+        """Let a hook compute the losses of every step. Call it from the hook's `before_train`.
+
+        Args:
+            function: takes the model (in DistributedDataParallel if there are several processes), the batch, and the
+                factor that the losses are multiplied with before the backward pass (1 except in float16). It must call
+                the model's forward once and return scalar losses by name, whose sum is minimized.
+
+        Raises:
+            RuntimeError: another hook has set one already.
+        """
+        if self._loss_function is not None:
+            raise RuntimeError("two hooks set the loss function of the trainer: register only one of them")
+        self._loss_function = function
 
     def run_step(self) -> None:
         start = time.perf_counter()
@@ -45,13 +61,13 @@ class Trainer(SimpleTrainer):
         data_time = time.perf_counter() - start
 
         with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = self.step_losses(data)
+            losses = self._compute_losses(data)
             total = sum(losses.values())
         self.optimizer.zero_grad()
         self.grad_scaler.scale(total).backward()
         self.after_backward()
 
-        # one transfer for all terms, where `.item()` of each would wait for the device every time
+        # one transfer for all losses, because each `.item()` would synchronize with the device
         values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu()
         self._check_finite("loss", dict(zip(losses, values.tolist(), strict=True)))
         self._write_metrics(dict(zip(losses, values.unbind(), strict=True)), data_time)
@@ -60,17 +76,16 @@ class Trainer(SimpleTrainer):
         norm = self._clip_gradients().item()
         if not self.grad_scaler.is_enabled():
             self._check_finite("gradient", {"grad_norm": norm})
-        # the scaler leaves out steps with overflowing gradients, and their norm says nothing
+        # the scaler skips steps whose gradients overflow, and their norm is meaningless
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def step_losses(self, data: list[dict]) -> dict[str, Tensor]:
-        for hook in self._hooks:
-            if isinstance(hook, DistillationHook):
-                return hook.step_losses(self.model, data)
-        return self.model(data)
+    def _compute_losses(self, data: list[dict]) -> dict[str, Tensor]:
+        if self._loss_function is None:
+            return self.model(data)
+        return self._loss_function(self.model, data, self.grad_scaler.get_scale())
 
     def _clip_gradients(self) -> Tensor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -79,9 +94,9 @@ class Trainer(SimpleTrainer):
     def _check_finite(self, what: str, values: dict[str, float]) -> None:
         names = [name for name, value in values.items() if not math.isfinite(value)]
         if names:
-            mend = "lower optimizer.lr" + ("" if self.amp_dtype is None else " or set train.amp.enabled=False")
+            remedy = "lower optimizer.lr" + ("" if self.amp_dtype is None else " or set train.amp.enabled=False")
             raise FloatingPointError(
-                f"the {what} became NaN or infinite at iteration {self.iter} ({', '.join(names)}): {mend}"
+                f"the {what} became NaN or infinite at iteration {self.iter} ({', '.join(names)}): {remedy}"
             )
 
     def state_dict(self) -> dict:
@@ -89,6 +104,6 @@ class Trainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        # the run that wrote the state may have been in another precision: then a fresh scaler serves
+        # the state is empty if the earlier run used another precision; then keep the new scaler
         if state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -27,30 +27,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.kitti import DONT_CARE, NEIGHBOUR
+from ..data.kitti import DIFFICULTIES, DONT_CARE, NEIGHBOR, Difficulty
 
 MIN_OVERLAP = {"Car": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
 RECALL_STEPS = 40
-
-
-@dataclass(frozen=True)
-class Difficulty:
-    """What an object must satisfy to count: height in pixels, KITTI's level of occlusion, truncated share."""
-
-    min_height: float
-    max_occluded: int
-    max_truncated: float
-
-    def admits(self, height, occluded, truncated):
-        """Whether objects count: of numbers, or of arrays of them."""
-        return (height > self.min_height) & (occluded <= self.max_occluded) & (truncated <= self.max_truncated)
-
-
-DIFFICULTIES = {
-    "easy": Difficulty(40, 0, 0.15),
-    "moderate": Difficulty(25, 1, 0.30),
-    "hard": Difficulty(25, 2, 0.50),
-}
 MAX_MIN_HEIGHT = max(d.min_height for d in DIFFICULTIES.values())
 
 
@@ -124,7 +104,7 @@ def evaluate_kitti(
 def build_frame(labels: Labels, detections: Detections, name: str) -> Frame:
     """Select the objects and detections of an image that matter for the class `name`."""
     min_overlap = MIN_OVERLAP[name]
-    is_object = (labels.types == name) | (labels.types == NEIGHBOUR.get(name, name))
+    is_object = (labels.types == name) | (labels.types == NEIGHBOR.get(name, name))
     heights = labels.boxes[is_object, 3] - labels.boxes[is_object, 1]
     detection_heights = np.abs(detections.boxes[:, 1] - detections.boxes[:, 3])
     is_class = detections.types == name

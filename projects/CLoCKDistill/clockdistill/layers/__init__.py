@@ -1,16 +1,18 @@
-"""Building blocks without a model's opinion."""
+"""Model-agnostic building blocks."""
 
 from .attention import Attended, MultiScaleDeformableAttention
 from .boxes import giou_loss, inverse_sigmoid
 from .mlp import MLP
 from .ms_deform_attn import ms_deform_attn
 from .position_encoding import PositionEmbeddingSine, sine_embed_boxes
+from .precision import at_least_float32
 
 __all__ = [
     "MLP",
     "Attended",
     "MultiScaleDeformableAttention",
     "PositionEmbeddingSine",
+    "at_least_float32",
     "giou_loss",
     "inverse_sigmoid",
     "ms_deform_attn",

@@ -1,4 +1,4 @@
-"""The module around multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, Eq. 3)."""
+"""Multi-scale deformable attention as a module (Deformable DETR, arXiv:2010.04159, Eq. 3)."""
 
 import math
 from typing import NamedTuple
@@ -11,15 +11,15 @@ from .ms_deform_attn import ms_deform_attn
 
 
 class Attended(NamedTuple):
-    """Where queries look in a memory, all heads together.
+    """The points that queries attend to in a memory, over all heads.
 
-    A module whose output is attention to a memory has a method `attended` that returns this, with the arguments of its
-    `forward`, which itself does not spend anything on it.
+    Cross-attention modules compute it in a separate method, `attended`, which takes the arguments of `forward`, so that
+    `forward` does not pay for it.
 
     Attributes:
         points: (B, Q, levels, P, 2), (x, y) in [0, 1] of the padded level.
-        weights: (B, Q, levels, P), with a sum of one for each query.
-        is_dense: whether the points are the centres of all the cells of the levels, row by row.
+        weights: (B, Q, levels, P), which sum to one per query.
+        is_dense: whether the points are the centers of all cells, in row-major order.
     """
 
     points: Tensor
@@ -28,17 +28,17 @@ class Attended(NamedTuple):
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Attention of every query to a few points around its reference, on every level of the memory.
+    """Let every query attend to a few points around its reference on each level of the memory.
 
     Args:
-        embed_dim: width of queries and values, a multiple of num_heads.
-        num_points: sampled points a head and level.
+        embed_dim: channels of queries and values, a multiple of num_heads.
+        num_points: sampling points per head and level.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()
         if embed_dim % num_heads:
-            raise UserError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}: change one of the two")
+            raise UserError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.num_levels = num_levels
         self.num_points = num_points
@@ -49,7 +49,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads look in different directions, points at growing distances, all with equal weight (Sec. A.4)."""
+        """Point each head in its own direction, at growing distances and with equal weights (Sec. A.4)."""
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
@@ -57,8 +57,8 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = direction[:, None, None] * distance[:, None]
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
-        for zeroed in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
-            nn.init.zeros_(zeroed)
+        for parameter in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
+            nn.init.zeros_(parameter)
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
@@ -74,8 +74,8 @@ class MultiScaleDeformableAttention(nn.Module):
     ) -> Tensor:
         """
         Args:
-            query: (B, Q, C), with its position encoding added.
-            value: (B, N, C), the memory's tokens.
+            query: (B, Q, C), with position encoding.
+            value: (B, N, C), the tokens of the memory.
             reference: (B, Q, levels, 2 or 4), points (x, y) or boxes (cx, cy, w, h) in [0, 1] of the padded level.
             padding_mask: (B, N), True on padding.
             spatial_shapes, level_start_index: as in `ms_deform_attn`.
@@ -90,7 +90,7 @@ class MultiScaleDeformableAttention(nn.Module):
         return self.output_proj(output)
 
     def sample(self, query: Tensor, reference: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, Tensor]:
-        """Sampling locations (B, Q, heads, levels, points, 2), and weights that sum to one over levels and points."""
+        """Return locations (B, Q, heads, levels, points, 2) and weights, which sum to one over levels and points."""
         B, Q, _ = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         offsets = self.sampling_offsets(query).view(B, Q, heads, levels, points, 2)
@@ -98,7 +98,7 @@ class MultiScaleDeformableAttention(nn.Module):
         weights = weights.softmax(-1).view(B, Q, heads, levels, points)
         reference = reference[:, :, None, :, None]
         if reference.shape[-1] == 2:
-            # float32 tells all widths apart; from the CPU without waiting for the GPU
+            # the reference is in float32, which holds any size exactly; non_blocking avoids a GPU synchronization
             sizes = spatial_shapes.flip(-1)[:, None].to(reference, non_blocking=True)
             locations = reference + offsets / sizes
         else:
@@ -114,8 +114,8 @@ class MultiScaleDeformableAttention(nn.Module):
         spatial_shapes: Tensor,
         level_start_index: Tensor,
     ) -> Attended:
-        """The sampling points of all heads, and their weights."""
+        """Return the sampling points of all heads, with their weights."""
         locations, weights = self.sample(query, reference, spatial_shapes)
-        # heads beside the points of a level
+        # (B, Q, levels, heads * points, ...)
         points, weights = locations.transpose(2, 3).flatten(3, 4), weights.transpose(2, 3).flatten(3, 4)
         return Attended(points, weights / self.num_heads, is_dense=False)

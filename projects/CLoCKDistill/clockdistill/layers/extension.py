@@ -1,4 +1,4 @@
-"""The compiled operators: where they are, whether they serve, and why not."""
+"""Loading and diagnostics of the compiled operators."""
 
 import json
 import logging
@@ -11,57 +11,57 @@ import torch
 from ..errors import UserError
 
 LIBRARY = Path(__file__).resolve().parent.parent / "_C.so"
-# written by setup.py beside the library, or in its place where it could not be built
+# written by setup.py, whether or not the library could be built
 RECORD = LIBRARY.with_suffix(".json")
-BUILD = "`pip install --no-build-isolation -e .` in the folder of setup.py builds them"
+BUILD_HINT = "run `pip install --no-build-isolation -e .` in the folder of setup.py"
 
 logger = logging.getLogger(__name__)
 
 
 def read_record() -> dict:
-    """What setup.py built and for what; empty where it never did."""
+    """Return the build record of setup.py, or an empty one if there was no build."""
     return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
 
 
 @cache
 def load() -> str:
-    """Load the library, once; '' on success, else why there is none."""
+    """Load the library once; return '' on success, else the reason for the failure."""
     record = read_record()
     if not LIBRARY.exists():
-        return record.get("problem") or f"no operators are compiled ({BUILD})"
-    # ATen's classes differ between versions: a library for another one may load and crash later
+        return record.get("problem") or f"the operators are not compiled ({BUILD_HINT})"
+    # the ABI differs between versions of torch: a mismatched library may load, then crash
     if record.get("torch") != torch.__version__:
-        return f"they were compiled for torch {record.get('torch')} and this is {torch.__version__} ({BUILD})"
+        return f"the operators were compiled for torch {record.get('torch')}, not {torch.__version__} ({BUILD_HINT})"
     try:
         torch.ops.load_library(LIBRARY)
     except OSError as error:
-        return f"the compiled ones do not load: {error} ({BUILD})"
+        return f"the compiled operators failed to load: {error} ({BUILD_HINT})"
     return ""
 
 
 def has_kernel(device_type: str) -> bool:
-    """Whether compiled operators serve tensors on "cpu" or "cuda"."""
+    """Whether there are compiled operators for "cpu" or "cuda"."""
     return not load() and bool(read_record().get(device_type))
 
 
 def describe(device_type: str) -> str:
-    """One line: what serves the operators on a device, and where nothing compiled does, why."""
+    """Describe the implementation used on a device in one line, with the reason if it is not compiled."""
     if has_kernel(device_type):
         detail = (
             torch.ops.clockdistill.cpu_instruction_set() if device_type == "cpu" else read_record()["architectures"]
         )
         return f"compiled ({detail})"
-    return f"pure PyTorch, since {load() or read_record()['problem']}"
+    return f"pure PyTorch: {load() or read_record()['problem']}"
 
 
-def serves_gpu(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether code for architectures such as "8.0 9.0+PTX" runs on a GPU of a compute capability.
+def supports_gpu(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code compiled for `architectures`, such as "8.0 9.0+PTX", runs on a GPU of this compute capability.
 
-    Machine code runs on later minor versions of its own major one, PTX on everything later.
+    Machine code also runs on later minor versions of the same major version, PTX on any later version.
     """
     for name in re.split(r"[ ;]+", architectures.strip()):
         version = re.match(r"(\d+)\.(\d+)", name)
-        if version is None:  # a name such as "Hopper", which torch alone understands
+        if version is None:  # a name such as "Hopper", which only torch can interpret
             return True
         major, minor = map(int, version.groups())
         if (major, minor) <= capability and (major == capability[0] or name.endswith("+PTX")):
@@ -70,18 +70,17 @@ def serves_gpu(architectures: str, capability: tuple[int, int]) -> bool:
 
 
 def log_backend(device_type: str) -> None:
-    """One line in the log: which of the three serves this run.
+    """Log which implementation of the operators a run on this device uses.
 
     Raises:
-        UserError: the CUDA kernels were compiled for other GPUs than this machine's.
+        UserError: the CUDA kernels were not compiled for this GPU.
     """
     if device_type == "cuda" and has_kernel("cuda") and torch.cuda.is_available():
         built_for, capability = read_record()["architectures"], torch.cuda.get_device_capability()
-        if not serves_gpu(built_for, capability):
-            wanted = "{}.{}".format(*capability)
+        if not supports_gpu(built_for, capability):
+            version = "{}.{}".format(*capability)
             raise UserError(
-                f"the operators were compiled for GPUs of compute capability {built_for}, and this one has {wanted}: "
-                f"run `TORCH_CUDA_ARCH_LIST={wanted} pip install --no-build-isolation -e .` in the folder of setup.py"
+                f"the operators were compiled for compute capability {built_for}, but this GPU has {version}: "
+                f"run `TORCH_CUDA_ARCH_LIST={version} pip install --no-build-isolation -e .` in the folder of setup.py"
             )
-    name = {"cpu": "CPU", "cuda": "CUDA"}[device_type]
-    logger.info("Multi-scale deformable attention on %s: %s.", name, describe(device_type))
+    logger.info("Multi-scale deformable attention on %s: %s.", device_type.upper(), describe(device_type))

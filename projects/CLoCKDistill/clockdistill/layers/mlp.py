@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU between them: (..., input_dim) to (..., output_dim)."""
+    """`num_layers` linear layers with ReLU in between: (..., input_dim) to (..., output_dim)."""
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()

@@ -1,6 +1,6 @@
-"""`torch.ops.clockdistill.ms_deform_attn`: schema, pure-PyTorch kernels, shapes for tracing, and autograd.
+"""`torch.ops.clockdistill.ms_deform_attn`: schema, pure-PyTorch kernels, fake kernels and autograd.
 
-The compiled kernels (csrc/) take the place of the pure-PyTorch ones for the devices they were built for.
+The compiled kernels in csrc/ replace the pure-PyTorch ones on the devices they were built for.
 """
 
 import torch
@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import extension
+from .precision import at_least_float32
 
 ARGUMENTS = (
     "Tensor value, Tensor spatial_shapes, Tensor level_start_index, Tensor sampling_locations, Tensor attention_weights"
 )
 HALF = (torch.float16, torch.bfloat16)
-BILINEAR, ZEROS = 0, 0  # as ATen numbers grid_sample's modes
+BILINEAR, ZEROS = 0, 0  # ATen's values for grid_sample's modes
 DEVICES = ("cpu", "cuda")
 COMPILED = [device for device in DEVICES if extension.has_kernel(device)]
 
@@ -29,30 +30,30 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Weighted sum of values read bilinearly at the sampling locations (Deformable DETR, arXiv:2010.04159, Eq. 3).
+    """Sum bilinearly sampled values with attention weights (Deformable DETR, arXiv:2010.04159, Eq. 3).
 
-    Outside the map reads zero, as do locations that are infinite or not a number.
+    Locations outside the map, infinite or NaN yield zero.
 
     Args:
-        value: (B, N, heads, D), the levels' cells in row-major order, one level after another; float16, bfloat16,
+        value: (B, N, heads, D), the cells of all levels in row-major order, one level after another; float16, bfloat16,
             float32 or float64.
-        spatial_shapes: (levels, 2) integers, height and width of every level. On the CPU they cost nothing; on a GPU
-            each call waits for it, to read them.
-        level_start_index: (levels,) integers, index of every level's first cell in N; on either device, too.
-        sampling_locations: (B, Q, heads, levels, points, 2), (x, y) in [0, 1] over the padded level, of the value's
-            dtype, or float32 with values of half precision: that cannot tell neighbouring cells of a wide map apart.
-        attention_weights: (B, Q, heads, levels, points), of the value's dtype, or float32 with half precision.
+        spatial_shapes: (levels, 2) integers, height and width of every level. Keep them on the CPU: on a GPU every call
+            synchronizes to read them.
+        level_start_index: (levels,) integers, index in N of the first cell of every level; likewise on the CPU.
+        sampling_locations: (B, Q, heads, levels, points, 2), (x, y) in [0, 1] of the padded level. Their dtype is
+            value's, or float32 if value is half precision, which cannot distinguish adjacent cells of a wide map.
+        attention_weights: (B, Q, heads, levels, points), of value's dtype, or float32 if value is half precision.
 
     Returns:
-        (B, Q, heads * D), of the value's dtype. Half precision is summed in float32.
+        (B, Q, heads * D), of value's dtype. Half precision is accumulated in float32.
 
     Raises:
-        RuntimeError: arguments do not fit together; the message names the one that does not.
+        RuntimeError: the arguments do not match; the message names the wrong one.
     """
     arguments = value, spatial_shapes, level_start_index, sampling_locations, attention_weights
     if value.device.type in COMPILED or torch.compiler.is_compiling():
         return torch.ops.clockdistill.ms_deform_attn(*arguments)
-    # autograd keeps of the formula what the operator's backward in pure PyTorch has to compute again
+    # faster than the pure-PyTorch operator, whose backward pass recomputes what autograd saves here
     return by_grid_sample(*arguments)
 
 
@@ -63,7 +64,7 @@ def by_grid_sample(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """The operator in pure PyTorch, differentiable by autograd. Arguments, result and errors as `ms_deform_attn`'s."""
+    """Compute `ms_deform_attn` in pure PyTorch, differentiable by autograd, with the same checks."""
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     B, _, heads, D = value.shape
     Q = sampling_locations.shape[1]
@@ -73,29 +74,25 @@ def by_grid_sample(
     return output.view(B, heads * D, Q).transpose(1, 2).contiguous().to(value.dtype)
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in HALF else x
-
-
 def to_maps(
     value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, sampling_locations: Tensor
 ) -> tuple[list[Tensor], Tensor]:
-    """Every level's map (B * heads, D, H_l, W_l), and the grids (levels, B * heads, Q, points, 2) to sample them at."""
+    """Return all levels' maps (B * heads, D, H_l, W_l) and sampling grids (levels, B * heads, Q, points, 2)."""
     B, N, heads, D = value.shape
     value = at_least_float32(value)
     maps = [
         value[:, start : start + height * width].permute(0, 2, 3, 1).reshape(B * heads, D, height, width)
         for height, width, start in read_levels(spatial_shapes, level_start_index, N)
     ]
-    # grid_sample has (-1, -1) at the corner of the corner cell where align_corners is False, as the operator does
+    # with align_corners=False, (-1, -1) is the outer corner of the first cell, like (0, 0) for the operator
     grids = 2 * at_least_float32(sampling_locations) - 1
-    # far outside all is zero, and what is no number has no cell
+    # far, infinite and NaN locations: all sample zero, like this one
     grids = torch.where(grids.abs() < 3, grids, -3)
     return maps, grids.permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
 
 
 def sample(level_map: Tensor, grid: Tensor) -> Tensor:
-    """(B * heads, D, Q, points); grid_sample knows no map without cells."""
+    """Sample a map as (B * heads, D, Q, points). grid_sample does not support empty maps."""
     if not level_map.shape[2] * level_map.shape[3]:
         return level_map.new_zeros(*level_map.shape[:2], *grid.shape[1:3])
     return F.grid_sample(level_map, grid, padding_mode="zeros", align_corners=False)
@@ -113,7 +110,7 @@ def check_arguments(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> None:
-    """RuntimeError that names the argument that does not fit the others, in the words of csrc/checks.h."""
+    """Raise a RuntimeError that names the wrong argument, with the messages of csrc/checks.h."""
     half = value.dtype in HALF
     require(value.dim() == 4, f"value must be (B, N, heads, D), got {list(value.shape)}")
     require(
@@ -127,36 +124,33 @@ def check_arguments(
     levels = spatial_shapes.shape[0]
     require(
         level_start_index.dim() == 1 and level_start_index.shape[0] == levels,
-        f"level_start_index must be (levels,) with the {levels} levels of spatial_shapes, "
+        f"level_start_index must be (levels,) with {levels} levels like spatial_shapes, "
         f"got {list(level_start_index.shape)}",
     )
     for name, indices in (("spatial_shapes", spatial_shapes), ("level_start_index", level_start_index)):
         require(indices.dtype in (torch.int64, torch.int32), f"{name} must be int64 or int32, got {indices.dtype}")
         require(
             indices.device in (value.device, torch.device("cpu")),
-            f"{name} must be on {value.device} as value is, or on the CPU, got {indices.device}",
+            f"{name} must be on {value.device} like value, or on the CPU, got {indices.device}",
         )
     B, _, heads, _ = value.shape
     shape = sampling_locations.shape
     require(
         len(shape) == 6 and shape[0] == B and shape[2] == heads and shape[3] == levels and shape[5] == 2,
-        f"sampling_locations must be (B, Q, heads, levels, points, 2) with B {B}, heads {heads} and levels "
-        f"{levels}, got {list(shape)}",
+        f"sampling_locations must be (B, Q, heads, levels, points, 2) with B = {B}, heads = {heads} and "
+        f"levels = {levels}, got {list(shape)}",
     )
     require(
         attention_weights.shape == shape[:5],
-        f"attention_weights must be (B, Q, heads, levels, points) as sampling_locations is, "
+        f"attention_weights must be (B, Q, heads, levels, points) like sampling_locations, "
         f"got {list(attention_weights.shape)}",
     )
     for name, floats in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
         require(
             floats.dtype == value.dtype or (half and floats.dtype == torch.float32),
-            f"{name} must be {value.dtype} as value is{' or float32' * half}, got {floats.dtype}",
+            f"{name} must be {value.dtype} like value{' or float32' * half}, got {floats.dtype}",
         )
-        require(
-            floats.device == value.device,
-            f"{name} must be on {value.device} as value is, got {floats.device}",
-        )
+        require(floats.device == value.device, f"{name} must be on {value.device} like value, got {floats.device}")
 
 
 def check_grad_output(grad_output: Tensor, value: Tensor, sampling_locations: Tensor) -> None:
@@ -165,28 +159,28 @@ def check_grad_output(grad_output: Tensor, value: Tensor, sampling_locations: Te
         grad_output.dim() == 3 and grad_output.shape == (B, sampling_locations.shape[1], heads * D),
         f"grad_output must be (B, Q, heads * D), got {list(grad_output.shape)}",
     )
-    for name in ("dtype", "device"):
-        wanted, got = getattr(value, name), getattr(grad_output, name)
-        require(wanted == got, f"grad_output must be of {name} {wanted} as value is, got {got}")
+    for name, preposition in (("dtype", ""), ("device", "on ")):
+        expected, got = getattr(value, name), getattr(grad_output, name)
+        require(got == expected, f"grad_output must be {preposition}{expected} like value, got {got}")
 
 
 def read_levels(spatial_shapes: Tensor, level_start_index: Tensor, tokens: int) -> list[tuple[int, int, int]]:
-    """(height, width, start) of every level. RuntimeError where one is not within the tokens, or overlaps another."""
+    """Return (height, width, start) of every level, checked to lie within the tokens without overlap."""
     levels, end = [], 0
     for level, ((height, width), start) in enumerate(
         zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True)
     ):
         require(
             height >= 0 and width >= 0,
-            f"spatial_shapes must hold heights and widths, got ({height}, {width}) for level {level}",
+            f"spatial_shapes: level {level} has an invalid size of {height} x {width}",
         )
         require(
             start >= end,
-            f"level_start_index: level {level} starts at {start}, within the level before it or before the tokens",
+            f"level_start_index: level {level} must start at {end} or later, after the previous level, got {start}",
         )
         require(
             start + height * width <= tokens,
-            f"level_start_index: level {level} of {height} x {width} cells does not fit from {start} on into the "
+            f"level_start_index: level {level} with {height} x {width} cells from {start} on exceeds the "
             f"{tokens} tokens of value",
         )
         levels.append((height, width, start))
@@ -207,7 +201,7 @@ def backward_in_pytorch(
     B, _, heads, D = value.shape
     Q = sampling_locations.shape[1]
     maps, grids = to_maps(value, spatial_shapes, level_start_index, sampling_locations)
-    # as the maps lie: (B * heads, D, Q, 1), and (B * heads, 1, Q, points) for every level
+    # in the layout of the maps: (B * heads, D, Q, 1), and (levels, B * heads, 1, Q, points)
     grad = at_least_float32(grad_output).reshape(B, Q, heads, D).permute(0, 2, 3, 1).reshape(B * heads, D, Q, 1)
     weights = at_least_float32(attention_weights).permute(3, 0, 2, 1, 4).flatten(1, 2)[:, :, None]
     grad_value = grad.new_zeros(value.shape)
@@ -261,7 +255,7 @@ def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def double_backward(ctx, *grads: Tensor) -> None:
-    raise NotImplementedError("clockdistill::ms_deform_attn has no second derivative: use by_grid_sample for it")
+    raise NotImplementedError("clockdistill::ms_deform_attn has no second derivative: use by_grid_sample instead")
 
 
 torch.library.register_autograd("clockdistill::ms_deform_attn", backward, setup_context=keep_inputs)

@@ -1,4 +1,4 @@
-"""Sinusoidal encodings of pixels (DETR, arXiv:2005.12872) and of anchor boxes (DAB-DETR, arXiv:2201.12329)."""
+"""Sinusoidal encodings of pixels (DETR, arXiv:2005.12872) and anchor boxes (DAB-DETR, arXiv:2201.12329)."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def _sine(position: Tensor, num_feats: int, temperature: float) -> Tensor:
-    """(...) in radians to (..., num_feats), sine and cosine interleaved."""
+    """Encode (...) in radians as (..., num_feats), with sine and cosine interleaved."""
     index = torch.arange(num_feats, dtype=torch.float32, device=position.device)
     frequency = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / num_feats)
     phase = position[..., None] / frequency
@@ -15,12 +15,12 @@ def _sine(position: Tensor, num_feats: int, temperature: float) -> Tensor:
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Position of every cell of a map, normalised to the part of it that is not padding.
+    """Encode the position of every cell of a feature map, normalized by the size of the unpadded part.
 
     Args:
         embed_dim: channels of the encoding, half of them for y and half for x.
-        temperature: base of the wavelengths; DINO uses 20, DETR and Deformable DETR 10000.
-        offset: added to the cell's one-based index before normalisation; -0.5 encodes centres, 0 far edges.
+        temperature: base of the wavelengths: 20 in DINO, 10000 in DETR and Deformable DETR.
+        offset: added to the one-based cell index before normalization: -0.5 encodes centers, 0 far edges.
     """
 
     def __init__(self, embed_dim: int, temperature: float, offset: float):
@@ -30,7 +30,7 @@ class PositionEmbeddingSine(nn.Module):
         self.offset = offset
 
     def forward(self, padding_mask: Tensor) -> Tensor:
-        """padding_mask (B, H, W), True on padding, to (B, embed_dim, H, W), y before x."""
+        """Encode a padding mask (B, H, W), True on padding, as (B, embed_dim, H, W), y before x."""
         valid = ~padding_mask
         y, x = valid.cumsum(1, dtype=torch.float32), valid.cumsum(2, dtype=torch.float32)
         y = (y + self.offset) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
@@ -40,6 +40,6 @@ class PositionEmbeddingSine(nn.Module):
 
 
 def sine_embed_boxes(boxes: Tensor, num_feats: int, temperature: float = 10000) -> Tensor:
-    """(..., 4) normalised (cx, cy, w, h) to (..., 4 * num_feats) in the order y, x, w, h (DAB-DETR, Eq. 8)."""
+    """Encode normalized boxes (..., 4), (cx, cy, w, h), as (..., 4 * num_feats) in the order y, x, w, h (Eq. 8)."""
     cx, cy, w, h = (boxes.float() * (2 * math.pi)).unbind(-1)
     return torch.cat([_sine(p, num_feats, temperature) for p in (cy, cx, w, h)], dim=-1)

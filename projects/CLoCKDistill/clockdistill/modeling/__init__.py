@@ -9,7 +9,7 @@ from .detector import Detector
 from .dino import DINO
 from .matcher import HungarianMatcher
 from .neck import ChannelMapper
-from .structures import Memory, Outputs, Predictions, Queries, Target
+from .structures import Memory, Outputs, Predictions, Queries, Target, Targets
 from .transformer import DeformableDecoder, DeformableEncoder
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "Queries",
     "SetCriterion",
     "Target",
+    "Targets",
     "build_resnet",
 ]

@@ -1,4 +1,4 @@
-"""ResNets from Detectron2, of the depths that detection transformers use."""
+"""Detectron2's ResNets in the depths that detection transformers use."""
 
 from collections.abc import Sequence
 
@@ -18,20 +18,20 @@ def build_resnet(
     width: int = 64,
     dilate_res5: bool = False,
 ) -> ResNet:
-    """Detectron2's ResNet in torchvision's form: strides in the 3x3 convolutions, RGB weights load as they are.
+    """Build Detectron2's ResNet with strides in the 3x3 convolutions, to match torchvision's RGB weights.
 
     Args:
         depth: 18, 34, 50 or 101.
         norm: "FrozenBN", "BN" or "SyncBN".
-        freeze_at: number of stages, the stem included, that are not trained; 0 when training from scratch.
-        width: channels of the stem; 64 is the ordinary network, less a narrow one.
-        dilate_res5: stride 16 in the last stage too, and dilation instead ("DC5" in DETR, arXiv:2005.12872, Sec. 4).
+        freeze_at: number of frozen stages, including the stem; 0 when training from scratch.
+        width: channels of the stem; 64 in the standard network, fewer in a narrow one.
+        dilate_res5: replace the stride of the last stage by dilation ("DC5" in DETR, arXiv:2005.12872, Sec. 4).
     """
     if depth not in BLOCKS:
-        raise UserError(f"there is no ResNet of depth {depth}: choose one of {sorted(BLOCKS)}")
+        raise UserError(f"unknown ResNet depth {depth}: choose one of {sorted(BLOCKS)}")
     bottleneck = depth >= 50
     if dilate_res5 and not bottleneck:
-        raise UserError(f"the blocks of ResNet-{depth} know no dilation: set dilate_res5=False, or depth 50 or 101")
+        raise UserError(f"ResNet-{depth} does not support dilation: set dilate_res5=False, or depth 50 or 101")
     stem = BasicStem(in_channels=3, out_channels=width, norm=norm)
     stages, in_channels = [], width
     for index, num_blocks in enumerate(BLOCKS[depth]):
@@ -39,7 +39,7 @@ def build_resnet(
         first_stride = 1 if index == 0 or (index == 3 and dilate_res5) else 2
         kwargs = {"bottleneck_channels": inner, "stride_in_1x1": False} if bottleneck else {}
         if index == 3 and dilate_res5:
-            # the first block, which no longer strides, is not dilated: as in torchvision
+            # as in torchvision, the first block loses its stride but is not dilated
             kwargs["dilation_per_block"] = [1] + [2] * (num_blocks - 1)
         out_channels = inner * 4 if bottleneck else inner
         stages.append(

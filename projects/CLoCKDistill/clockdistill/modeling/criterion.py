@@ -8,11 +8,11 @@ from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from ..layers import giou_loss
 from .matcher import HungarianMatcher
-from .structures import Predictions, Target, pad_targets
+from .structures import Predictions, Targets
 
 
 def average_over_ranks(total: Tensor) -> Tensor:
-    """Mean of a scalar over all processes, so that each may normalise as if it held the joint batch."""
+    """Return the mean of a scalar over all processes, to normalize losses as if on the joint batch."""
     world = comm.get_world_size()
     if world > 1:
         total = total.clone()
@@ -21,15 +21,15 @@ def average_over_ranks(total: Tensor) -> Tensor:
 
 
 class SetCriterion:
-    """Losses of a set of predictions against a set of objects, each summed and divided by the number of objects.
+    """Losses between predictions and objects, each summed and divided by the number of objects.
 
     Args:
-        matcher: assigns predictions to objects where no assignment is given.
+        matcher: assigns predictions to objects if no assignment is given.
         class_weight, l1_weight, giou_weight: weights of the three losses.
         alpha, gamma: of the focal loss (arXiv:1708.02002).
-        ignore_overlap: a prediction without an object has no loss for a class where more than this share of its area
-            lies in one region ignored for that class. By such a share COCO's evaluation tells what lies on a crowd
-            (from IoU 0.5 on), and KITTI's development kit what lies on DontCare (0.5, of cars 0.7).
+        ignore_overlap: an unmatched prediction has no loss for a class if more than this fraction of its area lies in
+            one region ignored for that class. COCO's evaluation uses the same criterion for crowds (0.5 and above),
+            and KITTI's development kit for DontCare regions (0.5, for cars 0.7).
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class SetCriterion:
         self.gamma = gamma
         self.ignore_overlap = ignore_overlap
 
-    def num_objects(self, targets: list[Target]) -> Tensor:
-        """Objects a rank, averaged over ranks and at least 1."""
+    def num_objects(self, targets: Targets) -> Tensor:
+        """Return the number of objects per rank, averaged over ranks and at least 1."""
         count = sum(len(t.labels) for t in targets)
         return average_over_ranks(targets[0].boxes.new_tensor(float(count))).clamp(min=1)
 
     def __call__(
         self,
         predictions: Predictions,
-        targets: list[Target],
+        targets: Targets,
         suffix: str = "",
         matches: tuple[Tensor, Tensor, Tensor] | None = None,
         padding: Tensor | None = None,
@@ -66,13 +66,13 @@ class SetCriterion:
     ) -> dict[str, Tensor]:
         """
         Args:
-            suffix: appended to the names; auxiliary layers are numbered after it.
-            matches: indices of image, query and target for all layers alike; by default the matcher's, layer by layer.
+            suffix: appended to the names, before the number of an auxiliary layer.
+            matches: indices of image, query and target, the same for all layers; by default those of the matcher.
             padding: (B, Q), True on queries without a loss.
-            repeats: how often every object is asked for.
+            repeats: number of queries per object.
 
         Returns:
-            `loss_class`, `loss_bbox`, `loss_giou` of the last layer, and with `_0`, `_1`, … of those before it.
+            `loss_class`, `loss_bbox`, `loss_giou` of the last layer, and with `_0`, `_1`, … of the layers before it.
         """
         layers = len(predictions.logits)
         per_layer = self.matcher(predictions, targets) if matches is None else [matches] * layers
@@ -88,7 +88,7 @@ class SetCriterion:
         self,
         logits: Tensor,
         boxes: Tensor,
-        targets: list[Target],
+        targets: Targets,
         matches: tuple[Tensor, Tensor, Tensor],
         padding: Tensor | None,
     ) -> dict[str, Tensor]:
@@ -113,13 +113,11 @@ class SetCriterion:
             "loss_giou": self.giou_weight * giou_loss(predicted, matched_boxes).sum(),
         }
 
-    def in_ignored_regions(self, boxes: Tensor, targets: list[Target], num_classes: int) -> Tensor | None:
-        """(B, Q, K), True where a box of (B, Q, 4) lies in a region ignored for the class; None without regions."""
-        nothing = Target(targets[0].labels[:0], targets[0].boxes[:0])
-        regions = [nothing if target.ignored is None else target.ignored for target in targets]
-        if not any(len(region.labels) for region in regions):
+    def in_ignored_regions(self, boxes: Tensor, targets: Targets, num_classes: int) -> Tensor | None:
+        """Return (B, Q, K), True if a box of (B, Q, 4) lies in a region ignored for the class; None without regions."""
+        if targets.ignored is None:
             return None
-        labels, regions, padding = pad_targets(regions)
+        labels, regions, padding = targets.ignored.labels, targets.ignored.boxes, targets.ignored.padding
         # detections are clipped to the image before they are evaluated
         boxes, regions = (box_convert(b, "cxcywh", "xyxy").clamp(0, 1)[:, :, None] for b in (boxes, regions))
         regions = regions.transpose(1, 2)

@@ -13,28 +13,28 @@ from .transformer import AnchorDecoder, FeedForward, flatten_levels
 
 
 class DABDETR(Detector):
-    """Attention of every cell to all others; learnt anchor boxes for queries, refined layer by layer, whose width and
-    height stretch the cross-attention to the memory. All layers share their heads.
+    """Dense attention in the encoder; learned anchor boxes as queries, refined layer by layer, whose width and height
+    modulate the cross-attention. All layers share their heads.
 
     Args:
-        num_queries: anchor boxes.
-        num_patterns: queries of different learnt content at every anchor (Anchor DETR, arXiv:2109.07107); with 0 there
-            is one, without content.
-        shared: as in `Detector`, with a `DABEncoder` and a `DABDecoder`.
+        num_queries: number of anchor boxes.
+        num_patterns: number of queries with different learned content per anchor (Anchor DETR, arXiv:2109.07107); 0
+            means one query without content.
+        shared: arguments of `Detector`, with a `DABEncoder` and a `DABDecoder`.
     """
 
     def __init__(self, *, num_queries: int, num_patterns: int, **shared):
         super().__init__(**shared)
         self.anchors = nn.Embedding(num_queries, 4)  # logits of (cx, cy, w, h)
         with torch.no_grad():
-            # centres all over the image; the reference implementation means to freeze them, but trains them too
+            # centers spread over the image; the reference implementation intends to freeze them but trains them too
             self.anchors.weight[:, :2] = torch.rand(num_queries, 2).logit(eps=1e-3)
         self.patterns = nn.Embedding(num_patterns, self.embed_dim) if num_patterns else None
         self.class_head = make_class_head(self.embed_dim, self.num_classes)
         self.box_head = make_box_head(self.embed_dim)
 
     def propose(self, memory: Memory) -> Queries:
-        """Object queries: the anchors, for one pattern after another."""
+        """Return object queries: the anchors, once per pattern."""
         boxes = self.anchors.weight.sigmoid()
         if self.patterns is None:
             content = boxes.new_zeros(len(boxes), self.embed_dim)
@@ -45,15 +45,15 @@ class DABDETR(Detector):
         return Queries(content.expand(batch, -1, -1), boxes.expand(batch, -1, -1))
 
     def decode(self, memory: Memory, queries: Queries) -> Predictions:
-        """All decoder layers' answers."""
+        """Return the predictions of all decoder layers."""
         depth = len(self.decoder.layers)
         return self.decoder(memory, queries, [self.class_head] * depth, [self.box_head] * depth)
 
 
 class DABEncoder(nn.Module):
-    """One level of features to a memory of the same shape, every cell attending to all that are no padding.
+    """Encoder on one level in which every cell attends to all cells that are not padding.
 
-    How much a cell's position counts beside its content is for an MLP of the content to say, the same in all layers.
+    An MLP of the content, shared by all layers, scales the position encoding.
     """
 
     num_levels = 1
@@ -66,7 +66,7 @@ class DABEncoder(nn.Module):
         init_matrices(self)
 
     def forward(self, features: list[Tensor], masks: list[Tensor], positions: list[Tensor]) -> Memory:
-        """The map (B, C, H, W), its padding mask (B, H, W) and position encoding (B, C, H, W), each in a list."""
+        """Encode one level, all in lists: map (B, C, H, W), padding mask (B, H, W), position encoding (B, C, H, W)."""
         memory = flatten_levels(features, masks, positions)
         tokens = memory.features
         for layer in self.layers:
@@ -90,8 +90,8 @@ class DABEncoderLayer(nn.Module):
 
 
 class DABDecoder(AnchorDecoder):
-    """Anchor boxes as queries (Fig. 2): their encoding goes into self-attention through an MLP, and that of their
-    centres straight into cross-attention, scaled by the content and by width and height."""
+    """Decoder with anchor boxes as queries (Fig. 2). Self-attention uses an MLP of the boxes' encoding; cross-attention
+    uses the encoding of their centers, scaled by the content and modulated by width and height."""
 
     def __init__(self, num_layers: int, embed_dim: int, num_heads: int, feedforward_dim: int):
         layers = (
@@ -105,15 +105,15 @@ class DABDecoder(AnchorDecoder):
     def attend(self, index: int, x: Tensor, reference: Tensor, memory: Memory, mask: Tensor | None) -> Tensor:
         half = x.shape[-1] // 2
         encoded = sine_embed_boxes(reference, half)
-        centre = encoded[..., : 2 * half]
-        # the queries of the first layer have no content to scale by
+        center = encoded[..., : 2 * half]
+        # queries of the first layer have no content to scale by
         if index > 0:
-            centre = centre * self.position_scale(x)
-        # Eq. 6: the similarity along x times w_ref / w, and along y times h_ref / h; y comes before x
-        # a box below a ten thousandth of the image would overflow float16
+            center = center * self.position_scale(x)
+        # Eq. 6: similarity along x times w_ref / w, along y times h_ref / h; y comes before x
+        # the clamp keeps tiny boxes from overflowing float16
         stretch = self.extent_head(x).sigmoid() / reference[..., 2:].clamp(min=1e-4)
-        centre = centre * stretch.flip(-1).repeat_interleave(half, -1)
-        return self.layers[index](x, self.reference_head(encoded), centre, memory, mask)
+        center = center * stretch.flip(-1).repeat_interleave(half, -1)
+        return self.layers[index](x, self.reference_head(encoded), center, memory, mask)
 
 
 class DABDecoderLayer(nn.Module):
@@ -126,14 +126,14 @@ class DABDecoderLayer(nn.Module):
         self.ffn = FeedForward(embed_dim, feedforward_dim, nn.PReLU())
         self.norm3 = nn.LayerNorm(embed_dim)
 
-    def forward(self, x: Tensor, position: Tensor, centre: Tensor, memory: Memory, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, center: Tensor, memory: Memory, mask: Tensor | None) -> Tensor:
         x = self.norm1(x + self.self_attn(x, position, mask))
-        x = self.norm2(x + self.cross_attn(x, position, centre, memory))
+        x = self.norm2(x + self.cross_attn(x, position, center, memory))
         return self.norm3(x + self.ffn(x))
 
 
 class SelfAttention(nn.Module):
-    """Attention among queries, content and position projected apart and added (Eq. 3)."""
+    """Self-attention of the queries, with separate projections of content and position that are added (Eq. 3)."""
 
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
@@ -154,10 +154,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of queries to the memory, content and position side by side in every head (Eq. 4, as in Conditional
-    DETR, arXiv:2108.06152).
+    """Cross-attention with content and position concatenated in every head (Eq. 4, as in Conditional DETR,
+    arXiv:2108.06152).
 
-    In the first layer, where queries have no content yet, their position is added to it, and the cells' to theirs.
+    In the first layer, where queries have no content yet, the positions are also added to content and keys.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, is_first: bool):
@@ -171,25 +171,25 @@ class CrossAttention(nn.Module):
         self.value_proj = nn.Linear(embed_dim, embed_dim)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x: Tensor, position: Tensor, centre: Tensor, memory: Memory) -> Tensor:
-        query, key = self.compared(x, position, centre, memory)
+    def forward(self, x: Tensor, position: Tensor, center: Tensor, memory: Memory) -> Tensor:
+        query, key = self.queries_and_keys(x, position, center, memory)
         value = split_heads(self.value_proj(memory.tokens), self.num_heads)
         allowed = ~memory.padding_mask[:, None, None]
         return self.out_proj(join_heads(F.scaled_dot_product_attention(query, key, value, allowed)))
 
-    def compared(self, x: Tensor, position: Tensor, centre: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Queries (B, heads, Q, 2 C / heads) and keys (B, heads, N, 2 C / heads)."""
-        query, query_centre = self.query_content_proj(x), self.query_centre_proj(centre)
+    def queries_and_keys(self, x: Tensor, position: Tensor, center: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return queries (B, heads, Q, 2 C / heads) and keys (B, heads, N, 2 C / heads)."""
+        query, query_center = self.query_content_proj(x), self.query_centre_proj(center)
         key, key_pos = self.key_content_proj(memory.tokens), self.key_pos_proj(memory.position)
         if self.query_pos_proj is not None:
             query = query + self.query_pos_proj(position)
             key = key + key_pos
-        query = torch.cat([split_heads(t, self.num_heads) for t in (query, query_centre)], -1)
+        query = torch.cat([split_heads(t, self.num_heads) for t in (query, query_center)], -1)
         return query, torch.cat([split_heads(t, self.num_heads) for t in (key, key_pos)], -1)
 
-    def attended(self, x: Tensor, position: Tensor, centre: Tensor, memory: Memory) -> Attended:
-        """The centres of all cells, and the mean of the heads' weights."""
-        query, key = self.compared(x, position, centre, memory)
+    def attended(self, x: Tensor, position: Tensor, center: Tensor, memory: Memory) -> Attended:
+        """Return the centers of all cells and the attention weights, averaged over heads."""
+        query, key = self.queries_and_keys(x, position, center, memory)
         similarity = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
         weights = similarity.masked_fill(memory.padding_mask[:, None, None], float("-inf")).softmax(-1).mean(1)
         height, width = memory.spatial_shapes[0].tolist()
@@ -199,12 +199,12 @@ class CrossAttention(nn.Module):
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, Q, C) to (B, heads, Q, C / heads)."""
+    """Reshape (B, Q, C) to (B, heads, Q, C / heads)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """(B, heads, Q, C / heads) to (B, Q, C)."""
+    """Reshape (B, heads, Q, C / heads) to (B, Q, C)."""
     return x.transpose(1, 2).flatten(2)
 
 

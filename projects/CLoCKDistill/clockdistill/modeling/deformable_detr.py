@@ -1,6 +1,5 @@
 """Deformable DETR (arXiv:2010.04159): single-stage, with iterative bounding box refinement, and two-stage."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -8,25 +7,25 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..layers import inverse_sigmoid, sine_embed_boxes
-from .detector import Detector, make_box_head, make_class_head
-from .structures import Memory, Outputs, Predictions, Queries, Target
-from .transformer import DeformableDecoderLayer, cell_anchors
+from .detector import Detector, make_box_head, make_class_head, repeat
+from .structures import Memory, Predictions, Queries, Target, Targets
+from .transformer import DeformableDecoderLayer, encoder_proposals, top_proposals
 
 
 class DeformableDETR(Detector):
-    """Deformable encoder; learnt queries that look around a reference point of theirs, or, in two stages, queries made
-    of the memory's best boxes.
+    """A deformable encoder, and a decoder whose queries attend around a learned reference point or, in the two-stage
+    variant, around the encoder's best proposals.
 
     Args:
-        num_queries: object queries; in two stages fewer are made where the memory has fewer tokens.
-        two_stage: make the queries of the encoder's proposals (Sec. 4.2); the decoder must refine boxes.
-        shared: as in `Detector`, with a `DeformableEncoder` and a `DeformableDETRDecoder`.
+        num_queries: number of object queries; with two stages fewer if the memory has fewer tokens.
+        two_stage: make the queries from the encoder's proposals (Sec. 4.2); requires box refinement in the decoder.
+        shared: arguments of `Detector`, with a `DeformableEncoder` and a `DeformableDETRDecoder`.
     """
 
     def __init__(self, *, num_queries: int, two_stage: bool, **shared):
         super().__init__(**shared)
         if two_stage and not self.decoder.refine:
-            raise UserError("two-stage Deformable DETR refines its boxes: set model.decoder.refine=True")
+            raise UserError("two-stage Deformable DETR requires box refinement: set model.decoder.refine=True")
         embed_dim = self.embed_dim
         self.num_queries = num_queries
         self.two_stage = two_stage
@@ -45,70 +44,69 @@ class DeformableDETR(Detector):
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
 
-        # layers that refine one another's boxes have a head each, and the encoder's proposals the last; else they share
-        classifier, regressor = make_class_head(embed_dim, self.num_classes), make_box_head(embed_dim)
+        # decoder layers share their heads unless they refine each other's boxes; the last one is for the proposals
+        class_head, box_head = make_class_head(embed_dim, self.num_classes), make_box_head(embed_dim)
         num_heads = len(self.decoder.layers) + two_stage
-        clone = copy.deepcopy if self.decoder.refine else lambda head: head
-        self.class_heads = nn.ModuleList(clone(classifier) for _ in range(num_heads))
-        self.box_heads = nn.ModuleList(clone(regressor) for _ in range(num_heads))
+        if self.decoder.refine:
+            self.class_heads, self.box_heads = repeat(class_head, num_heads), repeat(box_head, num_heads)
+        else:
+            self.class_heads = nn.ModuleList([class_head] * num_heads)
+            self.box_heads = nn.ModuleList([box_head] * num_heads)
         if not two_stage:
-            # width and height are predicted as they are by the first layer, and objects are small: 0.12 of the image
+            # the first layer predicts width and height directly, and objects are small: 0.12 of the image
             nn.init.constant_(self.box_heads[0].layers[-1].bias[2:], -2.0)
 
     def propose(self, memory: Memory) -> Queries:
-        """Object queries: learnt ones, or the boxes of the best-scored cells, encoded."""
+        """Return object queries: learned ones, or the encoded boxes of the best-scored cells."""
         if not self.two_stage:
             position, content = self.query_embedding.weight.expand(len(memory.tokens), -1, -1).chunk(2, -1)
-            # in half precision neighbouring points would be pixels apart
+            # in half precision neighboring points would be pixels apart
             points = self.reference_points(position).float().sigmoid()
             return Queries(content, torch.cat((points, torch.full_like(points, 0.5)), -1), position=position)
 
-        anchors, unfit = cell_anchors(memory)
-        tokens = self.proposal_norm(self.proposal_proj(memory.tokens.masked_fill(unfit, 0)))
-        logits = self.class_heads[-1](tokens)
-        boxes = (self.box_heads[-1](tokens) + anchors).sigmoid()
+        proposals = encoder_proposals(
+            memory, self.proposal_proj, self.proposal_norm, self.class_heads[-1], self.box_heads[-1]
+        )
         # the first class stands for any object
-        best = logits[..., 0].topk(min(self.num_queries, logits.shape[1])).indices
-        reference = boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
+        best = top_proposals(proposals, proposals.logits[0, ..., 0], self.num_queries)
+        reference = best.boxes[0].detach()
         _, content = self.encode_boxes(reference)
-        return Queries(content, reference, proposals=Predictions(logits[None], boxes[None]))
+        return Queries(content, reference, proposals=proposals)
+
+    def proposal_targets(self, targets: Targets) -> Targets:
+        """Return the objects of all classes as one class."""
+        return Targets([as_one_class(target) for target in targets])
 
     def encode_boxes(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes (B, Q, 4) to the position and the content, (B, Q, C) each, of queries for them."""
-        # in the order x, y, w, h here, and not y, x, w, h
+        """Encode boxes (B, Q, 4) as the position and the content of queries, (B, Q, C) each."""
+        # the order is x, y, w, h here, not y, x, w, h
         encoded = sine_embed_boxes(boxes[..., [1, 0, 2, 3]], self.embed_dim // 2)
         return self.query_norm(self.query_proj(encoded)).chunk(2, -1)
 
     def decode(self, memory: Memory, queries: Queries) -> Predictions:
-        """All decoder layers' answers. Single-stage queries must bring a position; of their boxes the centre counts."""
+        """Return the predictions of all decoder layers.
+
+        Single-stage queries must have a position, and only the center of their boxes is used.
+        """
         position = queries.position if queries.position is not None else self.encode_boxes(queries.reference)[0]
         depth = len(self.decoder.layers)
         heads = self.class_heads[:depth], self.box_heads[:depth]
         return self.decoder(memory, queries, position, *heads, from_points=not self.two_stage)
 
-    def losses(
-        self, memory: Memory, queries: Queries, targets: list[Target], extra: Queries | None
-    ) -> tuple[dict[str, Tensor], Outputs]:
-        """Losses of the decoder's layers, and of every cell's proposal (`_enc`), objects against background."""
-        losses, outputs = super().losses(memory, queries, targets, extra)
-        if queries.proposals is not None:
-            losses |= self.criterion(queries.proposals, [as_one_class(target) for target in targets], "_enc")
-        return losses, outputs
-
 
 def as_one_class(target: Target) -> Target:
-    """All labels 0."""
+    """Set all labels to 0."""
     ignored = None if target.ignored is None else as_one_class(target.ignored)
     return Target(torch.zeros_like(target.labels), target.boxes, ignored)
 
 
 class DeformableDETRDecoder(nn.Module):
-    """Layers around reference points or boxes; every layer has the same position encoding.
+    """Layers that attend around reference points or boxes, with the same position encoding in every layer.
 
     Args:
-        refine: each layer starts from the boxes of the one before, which carry no gradient (Sec. A.4); else all of
-            them start from the queries' own.
-        eps: boxes closer than this to the border of [0, 1] are taken to be as close, where their logit is formed.
+        refine: each layer starts from the previous layer's boxes, without gradient (Sec. A.4); otherwise all layers
+            start from those of the queries.
+        eps: coordinates are clamped to [eps, 1 - eps] before taking their logit.
     """
 
     def __init__(
@@ -140,16 +138,17 @@ class DeformableDETRDecoder(nn.Module):
         box_heads: Sequence[nn.Module],
         from_points: bool,
     ) -> Predictions:
-        """Predictions of every layer; heads are given a layer each.
+        """Return the predictions of every layer.
 
         Args:
             position: (B, Q, C).
-            from_points: of the queries' boxes the centre alone is asked about.
+            class_heads, box_heads: one per layer.
+            from_points: use only the center of the queries' boxes.
         """
         mask = queries.attention_mask(self.num_heads)
         x, reference = queries.content, queries.reference
         if from_points:
-            # the logit of 0.5 is 0: width and height are then predicted as they are
+            # the logit of 0.5 is 0, so that width and height are predicted directly
             reference = torch.cat((reference[..., :2], torch.full_like(reference[..., 2:], 0.5)), -1)
         ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]
         all_logits, all_boxes = [], []

@@ -4,20 +4,20 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from .structures import Queries, Target, pad_targets
+from .structures import Queries, Targets
 
 
 class ContrastiveDenoising(nn.Module):
-    """Queries made of noisy ground truth: near ones to be restored, farther ones to be told apart as background.
+    """Queries made from noisy ground truth: near ones to be restored, far ones to be classified as background.
 
     A query attends to its own group and to the object queries. Unlike in the reference implementation, no query attends
     to the padded slots of an image with fewer objects than the largest of its batch.
 
     Args:
-        num_queries: pairs of queries an image, shared out among as many groups as fit.
-        label_noise: half of this share of the labels is replaced at random.
-        box_noise: corners move by up to this many half extents of their box, and between one and two times as far
-            for the background queries.
+        num_queries: number of (near, far) pairs per image, divided into as many groups as fit.
+        label_noise: half of this fraction of the labels is replaced at random.
+        box_noise: near boxes have their corners moved by up to this many half extents of the box, far ones by once to
+            twice as much.
     """
 
     def __init__(self, num_classes: int, embed_dim: int, num_queries: int, label_noise: float, box_noise: float):
@@ -27,14 +27,14 @@ class ContrastiveDenoising(nn.Module):
         self.label_noise = label_noise
         self.box_noise = box_noise
 
-    def forward(self, targets: list[Target]) -> tuple[Queries, tuple[Tensor, Tensor, Tensor], int]:
+    def forward(self, targets: Targets) -> tuple[Queries, tuple[Tensor, Tensor, Tensor], int]:
         """
         Returns:
-            queries: groups of n near and n far queries, n the largest number of objects of an image.
+            queries: groups of n near and n far queries, n being the largest number of objects per image.
             matches: image, query and target indices of all near queries.
-            num_groups: how often every object is asked for.
+            num_groups: number of near queries per object.
         """
-        labels, boxes, padding = pad_targets(targets)
+        labels, boxes, padding = targets.labels, targets.boxes, targets.padding
         B, n = labels.shape
         num_groups = max(1, self.num_queries // n)
         slots = (B, num_groups, 2, n)
@@ -60,11 +60,11 @@ class ContrastiveDenoising(nn.Module):
         return queries, (image, query, target_index.flatten(1)[image, query]), num_groups
 
     def shift(self, boxes: Tensor) -> Tensor:
-        """(B, groups, 2, n, 4) boxes (cx, cy, w, h) to noisy ones: near in [:, :, 0], far in [:, :, 1]."""
+        """Add noise to boxes (B, groups, 2, n, 4) as (cx, cy, w, h): near in [:, :, 0], far in [:, :, 1]."""
         corners = box_convert(boxes, "cxcywh", "xyxy")
         distance = torch.rand_like(corners)
         distance[:, :, 1] += 1
         sign = torch.randint_like(corners, 2) * 2 - 1
         corners = corners + sign * distance * boxes[..., 2:].repeat(1, 1, 1, 1, 2) * (0.5 * self.box_noise)
-        # corners of far boxes may have changed places
+        # corners of far boxes may be swapped
         return box_convert(corners.clamp(0, 1), "xyxy", "cxcywh").clamp(min=1e-3)

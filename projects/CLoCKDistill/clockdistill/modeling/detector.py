@@ -1,5 +1,6 @@
-"""What all detectors share: images in, and losses or instances out, by way of encode, propose and decode."""
+"""Base class of the detectors: encode images, propose queries, decode them into losses or instances."""
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -11,32 +12,33 @@ from torchvision.ops import box_convert
 
 from ..layers import MLP, PositionEmbeddingSine
 from .criterion import SetCriterion
-from .structures import Memory, Outputs, Predictions, Queries, Target
+from .denoising import ContrastiveDenoising
+from .structures import Memory, Outputs, Predictions, Queries, Target, Targets
 
 
 class Detector(nn.Module):
-    """A Detectron2 meta-architecture. A family fills in `propose` and `decode`, and adds to `losses`.
+    """A Detectron2 meta-architecture. A family implements `propose` and `decode`.
 
     Args:
         backbone: a Detectron2 backbone.
-        neck: from the backbone's maps to the levels, (B, C, H_l, W_l) each; see `ChannelMapper`.
-        position_embedding: of C channels.
-        encoder: from levels, padding masks and position encodings to the memory.
-        decoder: what the family's `decode` makes use of.
-        num_classes: number of classes, background not counted.
+        neck: maps the backbone's features to levels (B, C, H_l, W_l); see `ChannelMapper`.
+        position_embedding: with C channels.
+        encoder: maps levels, padding masks and position encodings to the memory.
+        decoder: used by the family's `decode`.
+        criterion: the detection losses.
+        num_classes: number of classes, without background.
         pixel_mean, pixel_std: of RGB images in [0, 255].
-        detections_per_image: boxes kept at inference.
+        detections_per_image: number of boxes returned at inference.
 
     Attributes:
         embed_dim: width C of memory and queries.
-        num_levels: levels of the memory.
-        label_embedding: class embedding (num_classes, C) that the decoder learnt to read in denoising, or None.
-        encodes_boxes: whether `decode` itself makes a position encoding of the boxes of queries that bring none.
+        num_levels: number of levels of the memory.
+        denoising: makes denoising queries in training, or None; set by families that train with denoising.
+        encodes_boxes: whether `decode` computes the position encoding of queries that have no `position`.
     """
 
     embed_dim: int
     num_levels: int
-    label_embedding: nn.Embedding | None = None
     encodes_boxes: bool = True
 
     def __init__(
@@ -62,6 +64,7 @@ class Detector(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.criterion = criterion
+        self.denoising: ContrastiveDenoising | None = None
         self.num_classes = num_classes
         self.detections_per_image = detections_per_image
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -73,39 +76,76 @@ class Detector(nn.Module):
 
     @property
     def strides(self) -> list[int]:
-        """Pixels of the image that a cell of each of the memory's levels is wide."""
+        """Stride of each level of the memory, in pixels."""
         return self.neck.strides(self.backbone.output_shape())
 
+    @property
+    def label_embedding(self) -> nn.Embedding | None:
+        """Class embedding (num_classes, C) learned in denoising; None without denoising."""
+        return None if self.denoising is None else self.denoising.label_embedding
+
     def encode(self, images: ImageList) -> Memory:
-        """Images to the encoder's memory."""
+        """Run backbone, neck and encoder."""
         features = self.neck(self.backbone(images.tensor))
         masks = padding_masks(images, [f.shape[-2:] for f in features])
         positions = [self.position_embedding(mask) for mask in masks]
         return self.encoder(features, masks, positions)
 
     def propose(self, memory: Memory) -> Queries:
-        """Object queries."""
+        """Return the object queries."""
         raise NotImplementedError
 
     def decode(self, memory: Memory, queries: Queries) -> Predictions:
-        """All decoder layers' answers."""
+        """Return the predictions of all decoder layers."""
         raise NotImplementedError
 
-    def losses(
-        self, memory: Memory, queries: Queries, targets: list[Target], extra: Queries | None
-    ) -> tuple[dict[str, Tensor], Outputs]:
-        """Detection losses of the object queries, from one pass with the extra queries."""
-        parts = [queries] if extra is None else [queries, extra]
-        predictions = self.decode(memory, Queries.cat(parts)).split([len(part) for part in parts])
-        losses = self.criterion(predictions[0], targets)
-        return losses, Outputs(memory, predictions[0], predictions[1] if extra is not None else None)
+    def proposal_targets(self, targets: Targets) -> Targets:
+        """Return what the encoder's proposals are trained to find."""
+        return targets
 
-    def forward(self, batched_inputs: list[dict], extra: Queries | None = None, with_outputs: bool = False):
+    def losses(
+        self, memory: Memory, queries: Queries, targets: Targets, target_queries: Queries | None
+    ) -> tuple[dict[str, Tensor], Outputs]:
+        """Run all queries through one decoder pass and compute the detection losses.
+
+        Losses of denoising queries end in `_dn`, and those of the encoder's proposals in `_enc`.
+        """
+        groups = {"objects": queries}
+        if self.denoising is not None:
+            groups["denoising"], matches, num_groups = self.denoising(targets)
+        if target_queries is not None:
+            groups["targets"] = target_queries
+        parts = list(groups.values())
+        parts = self.decode(memory, Queries.cat(parts)).split([len(part) for part in parts])
+        predictions = dict(zip(groups, parts, strict=True))
+
+        losses = self.criterion(predictions["objects"], targets)
+        if self.denoising is not None:
+            losses |= self.criterion(
+                predictions["denoising"],
+                targets,
+                "_dn",
+                matches=matches,
+                padding=groups["denoising"].padding,
+                repeats=num_groups,
+            )
+        if queries.proposals is not None:
+            losses |= self.criterion(queries.proposals, self.proposal_targets(targets), "_enc")
+        return losses, Outputs(memory, predictions["objects"], predictions.get("targets"))
+
+    def forward(
+        self,
+        batched_inputs: list[dict],
+        targets: Targets | None = None,
+        target_queries: Queries | None = None,
+        with_outputs: bool = False,
+    ):
         """
         Args:
-            batched_inputs: Detectron2's: `image` (3, H, W) RGB in [0, 255]; in training `instances`, and `ignored`
-                where there are such regions; `height` and `width` of the wanted output at inference.
-            extra: further queries for the decoder, in training; they change nothing for the detector's own.
+            batched_inputs: Detectron2's format: `image` (3, H, W) RGB in [0, 255]; in training `instances`, and
+                `ignored` if there are ignored regions; at inference `height` and `width` of the output.
+            targets: those of `self.targets(batched_inputs)`, if they were made already; in training.
+            target_queries: additional decoder queries, in training; they do not affect the detector's own.
             with_outputs: return `(losses, Outputs)` in training.
 
         Returns:
@@ -115,31 +155,36 @@ class Detector(nn.Module):
         memory = self.encode(images)
         queries = self.propose(memory)
         if self.training:
-            losses, outputs = self.losses(memory, queries, self.targets(batched_inputs), extra)
+            if targets is None:
+                targets = self.targets(batched_inputs)
+            losses, outputs = self.losses(memory, queries, targets, target_queries)
             return (losses, outputs) if with_outputs else losses
         predictions = self.decode(memory, queries)
         return self.postprocess(predictions, batched_inputs, images.image_sizes)
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalised images, padded on the right and below to the largest of the batch, or as the backbone asks."""
+        """Normalize the images, and pad them at the right and bottom to the size of the largest one.
+
+        The backbone's `size_divisibility` and `padding_constraints` are respected.
+        """
         images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        # Detectron2's Swin has the property, but not what it returns
+        # Detectron2's Swin declares the property but fails to compute it
         divisor = getattr(self.backbone, "size_divisibility", 0)
         return ImageList.from_tensors(images, divisor, padding_constraints=self.backbone.padding_constraints)
 
-    def targets(self, batched_inputs: list[dict]) -> list[Target]:
-        """Objects, and `ignored` regions, after augmentation; boxes without width or height left out."""
+    def targets(self, batched_inputs: list[dict]) -> Targets:
+        """Return the objects and ignored regions after augmentation, without empty boxes."""
         targets = []
         for x in batched_inputs:
             target = make_target(x["instances"].to(self.device))
             ignored = x.get("ignored")
             targets.append(target if ignored is None else target._replace(ignored=make_target(ignored.to(self.device))))
-        return targets
+        return Targets(targets)
 
     def postprocess(
         self, predictions: Predictions, batched_inputs: list[dict], image_sizes: list[tuple[int, int]]
     ) -> list[dict[str, Instances]]:
-        """The best (query, class) pairs of the last layer as instances in the images' own size."""
+        """Return the highest-scoring (query, class) pairs of the last layer, scaled to the output size."""
         scores = predictions.logits[-1].float().sigmoid().flatten(1)
         scores, index = scores.topk(min(self.detections_per_image, scores.shape[1]))
         query, label = index // self.num_classes, index % self.num_classes
@@ -151,13 +196,13 @@ class Detector(nn.Module):
             instances.pred_boxes = Boxes(boxes[i] * boxes.new_tensor([width, height, width, height]))
             instances.scores = scores[i]
             instances.pred_classes = label[i]
-            wanted = inputs.get("height", height), inputs.get("width", width)
-            results.append({"instances": detector_postprocess(instances, *wanted)})
+            output_size = inputs.get("height", height), inputs.get("width", width)
+            results.append({"instances": detector_postprocess(instances, *output_size)})
         return results
 
 
 def make_target(instances: Instances) -> Target:
-    """Classes, and boxes relative to the image, of those that have width and height."""
+    """Return the classes and normalized boxes of the instances that are not empty."""
     instances = instances[instances.gt_boxes.nonempty()]
     height, width = instances.image_size
     scale = instances.gt_boxes.tensor.new_tensor([width, height, width, height])
@@ -165,9 +210,9 @@ def make_target(instances: Instances) -> Target:
 
 
 def padding_masks(images: ImageList, shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """For every map shape (H_l, W_l), a mask (B, H_l, W_l) that is True on padding.
+    """Return one mask (B, H_l, W_l) per level shape (H_l, W_l), True on padding.
 
-    A cell is padding where the pixel at its upper-left corner is, as in DETR.
+    As in DETR, a cell is padding if the pixel at its upper-left corner is.
     """
     mask = torch.ones(images.tensor.shape[0], *images.tensor.shape[-2:], device=images.tensor.device)
     for m, (height, width) in zip(mask, images.image_sizes, strict=True):
@@ -176,15 +221,20 @@ def padding_masks(images: ImageList, shapes: list[tuple[int, int]]) -> list[Tens
 
 
 def make_class_head(embed_dim: int, num_classes: int) -> nn.Linear:
-    """Classifier that starts from a score of 0.01 for every class (arXiv:1708.02002, Sec. 4.1)."""
+    """Return a classifier whose initial score is 0.01 for every class (arXiv:1708.02002, Sec. 4.1)."""
     head = nn.Linear(embed_dim, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - 0.01) / 0.01))
     return head
 
 
 def make_box_head(embed_dim: int) -> MLP:
-    """MLP to the change of a box's logits, at first none."""
+    """Return an MLP that predicts the change of a box's logits, initially zero."""
     head = MLP(embed_dim, embed_dim, 4, 3)
     nn.init.zeros_(head.layers[-1].weight)
     nn.init.zeros_(head.layers[-1].bias)
     return head
+
+
+def repeat(module: nn.Module, count: int) -> nn.ModuleList:
+    """Return a list of independent copies."""
+    return nn.ModuleList(copy.deepcopy(module) for _ in range(count))

@@ -1,23 +1,21 @@
 """DINO: DETR with improved denoising anchor boxes (arXiv:2203.03605)."""
 
-import copy
-
-from torch import Tensor, nn
+from torch import nn
 
 from .denoising import ContrastiveDenoising
-from .detector import Detector, make_box_head, make_class_head
-from .structures import Memory, Outputs, Predictions, Queries, Target
-from .transformer import cell_anchors
+from .detector import Detector, make_box_head, make_class_head, repeat
+from .structures import Memory, Predictions, Queries
+from .transformer import encoder_proposals, top_proposals
 
 
 class DINO(Detector):
-    """Deformable encoder; the memory's best cells as anchor boxes with learnt content ("mixed query selection",
+    """A deformable encoder; the memory's best cells as anchor boxes, with learned content ("mixed query selection",
     Sec. 3.4); a decoder that looks forward twice; contrastive denoising in training.
 
     Args:
-        denoising: makes the queries of that name.
-        num_queries: object queries; fewer are made where the memory has fewer tokens.
-        shared: as in `Detector`, with a `DeformableEncoder` and a `DeformableDecoder`.
+        denoising: makes the denoising queries.
+        num_queries: number of object queries; fewer if the memory has fewer tokens.
+        shared: arguments of `Detector`, with a `DeformableEncoder` and a `DeformableDecoder`.
     """
 
     def __init__(self, *, denoising: ContrastiveDenoising, num_queries: int, **shared):
@@ -31,45 +29,21 @@ class DINO(Detector):
         nn.init.xavier_uniform_(self.content.weight)
         nn.init.xavier_uniform_(self.proposal_proj.weight)
 
-        # one head a decoder layer, and a last one for the encoder's proposals
-        classifier, regressor = make_class_head(embed_dim, self.num_classes), make_box_head(embed_dim)
+        # one head per decoder layer, and the last one for the encoder's proposals
         num_heads = len(self.decoder.layers) + 1
-        self.class_heads = nn.ModuleList(copy.deepcopy(classifier) for _ in range(num_heads))
-        self.box_heads = nn.ModuleList(copy.deepcopy(regressor) for _ in range(num_heads))
-
-    @property
-    def label_embedding(self) -> nn.Embedding:
-        return self.denoising.label_embedding
+        self.class_heads = repeat(make_class_head(embed_dim, self.num_classes), num_heads)
+        self.box_heads = repeat(make_box_head(embed_dim), num_heads)
 
     def propose(self, memory: Memory) -> Queries:
-        """Object queries: the boxes of the best-scored cells as anchors, with learnt content."""
-        anchors, unfit = cell_anchors(memory)
-        tokens = self.proposal_norm(self.proposal_proj(memory.tokens.masked_fill(unfit, 0)))
-        logits = self.class_heads[-1](tokens)
-        boxes = (self.box_heads[-1](tokens) + anchors).sigmoid()
-
-        count = min(self.content.num_embeddings, logits.shape[1])
-        best = logits.amax(-1).topk(count).indices[..., None]
-        logits = logits.gather(1, best.expand(-1, -1, self.num_classes))
-        boxes = boxes.gather(1, best.expand(-1, -1, 4))
-        content = self.content.weight[:count].expand(len(boxes), -1, -1)
-        return Queries(content, boxes.detach(), proposals=Predictions(logits[None], boxes[None]))
+        """Return object queries: the boxes of the best-scored cells as anchors, with learned content."""
+        proposals = encoder_proposals(
+            memory, self.proposal_proj, self.proposal_norm, self.class_heads[-1], self.box_heads[-1]
+        )
+        best = top_proposals(proposals, proposals.logits[0].amax(-1), self.content.num_embeddings)
+        reference = best.boxes[0].detach()
+        content = self.content.weight[: reference.shape[1]].expand(len(reference), -1, -1)
+        return Queries(content, reference, proposals=best)
 
     def decode(self, memory: Memory, queries: Queries) -> Predictions:
-        """All decoder layers' answers."""
+        """Return the predictions of all decoder layers."""
         return self.decoder(memory, queries, self.class_heads[:-1], self.box_heads[:-1])
-
-    def losses(
-        self, memory: Memory, queries: Queries, targets: list[Target], extra: Queries | None
-    ) -> tuple[dict[str, Tensor], Outputs]:
-        """Losses of the decoder's layers, of denoising (`_dn`) and of the encoder's proposals (`_enc`)."""
-        denoising, near, num_groups = self.denoising(targets)
-        parts = [queries, denoising] + ([] if extra is None else [extra])
-        predictions = self.decode(memory, Queries.cat(parts)).split([len(part) for part in parts])
-
-        losses = self.criterion(predictions[0], targets)
-        losses |= self.criterion(
-            predictions[1], targets, "_dn", matches=near, padding=denoising.padding, repeats=num_groups
-        )
-        losses |= self.criterion(queries.proposals, targets, "_enc")
-        return losses, Outputs(memory, predictions[0], predictions[2] if extra is not None else None)

@@ -5,15 +5,15 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from .structures import Predictions, Target
+from .structures import Predictions, Targets
 
 
 class HungarianMatcher:
-    """Cheapest assignment under focal class cost, L1 and GIoU of the boxes.
+    """Assignment of lowest total cost: focal class cost, L1 and GIoU of the boxes.
 
     Args:
         class_weight, l1_weight, giou_weight: weights of the three costs.
-        alpha, gamma: of the focal loss whose change the class cost is.
+        alpha, gamma: of the focal loss; the class cost is its change when the class is present.
     """
 
     def __init__(
@@ -26,8 +26,8 @@ class HungarianMatcher:
         self.gamma = gamma
 
     @torch.no_grad()
-    def __call__(self, predictions: Predictions, targets: list[Target]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """For every layer: indices of image, query and target (within the image), each of shape (matches,)."""
+    def __call__(self, predictions: Predictions, targets: Targets) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return for every layer the indices of image, query and target (within the image), each (matches,)."""
         logits, boxes = predictions.logits.float(), predictions.boxes.float()
         matches = [([], [], []) for _ in range(len(logits))]
         for image, objects in enumerate(targets):
@@ -39,7 +39,7 @@ class HungarianMatcher:
         return [tuple(torch.cat(column).to(logits.device) for column in layer) for layer in matches]
 
     def cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
-        """(E, Q, K) logits and (E, Q, 4) boxes against n targets to (E, Q, n)."""
+        """Return the costs (E, Q, n) between logits (E, Q, K), boxes (E, Q, 4) and n targets."""
         p = logits.sigmoid()
         as_object = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         as_background = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
@@ -48,5 +48,5 @@ class HungarianMatcher:
         corners = box_convert(boxes.flatten(0, 1), "cxcywh", "xyxy")
         giou = generalized_box_iou(corners, box_convert(target_boxes, "cxcywh", "xyxy")).view_as(l1)
         cost = self.class_weight * class_cost + self.l1_weight * l1 - self.giou_weight * giou
-        # diverged training ends with the trainer's message on the loss, not with SciPy's on a matrix
+        # if training diverged, let the trainer report the loss instead of SciPy the matrix
         return cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)

@@ -1,4 +1,4 @@
-"""From a backbone's maps to a transformer's levels."""
+"""The neck between backbone and transformer."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ NORM_GROUPS = 32
 
 
 class ChannelMapper(nn.Module):
-    """Every feature to `embed_dim` channels; further levels by 3x3 convolutions of stride 2 from the last one.
+    """Project features to `embed_dim` channels and add levels by 3x3 convolutions of stride 2.
 
     Args:
-        in_features: names of the backbone's maps to use, finest first.
-        in_channels: their numbers of channels.
-        num_levels: levels of the result, at least as many as features.
-        norm: group norm after the convolutions.
+        in_features: names of the backbone's features to use, finest first.
+        in_channels: number of channels of each feature.
+        num_levels: number of output levels, at least the number of features.
+        norm: whether to apply group norm after the convolutions.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ChannelMapper(nn.Module):
     ):
         super().__init__()
         if norm and embed_dim % NORM_GROUPS:
-            raise UserError(f"embed_dim {embed_dim} must be a multiple of {NORM_GROUPS}, the groups of the neck's norm")
+            raise UserError(f"embed_dim {embed_dim} must be a multiple of {NORM_GROUPS}, the groups of its GroupNorm")
         self.in_features = list(in_features)
         levels = [(c, dict(kernel_size=1)) for c in in_channels]
         for extra in range(num_levels - len(in_channels)):
@@ -44,7 +44,7 @@ class ChannelMapper(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Named maps (B, C_l, H_l, W_l) to a list of `num_levels` maps (B, embed_dim, H_l, W_l)."""
+        """Map named features (B, C_l, H_l, W_l) to a list of `num_levels` levels (B, embed_dim, H_l, W_l)."""
         maps = [features[name] for name in self.in_features]
         levels = [conv(x) for conv, x in zip(self.convs, maps, strict=False)]
         extra = maps[-1]
@@ -54,7 +54,7 @@ class ChannelMapper(nn.Module):
         return levels
 
     def strides(self, shapes: dict[str, ShapeSpec]) -> list[int]:
-        """Pixels of the image a cell of every level is wide, for a backbone of these output shapes."""
+        """Return the stride of every level in pixels, given the backbone's output shapes."""
         strides = [shapes[name].stride for name in self.in_features]
         for _ in self.convs[len(strides) :]:
             strides.append(2 * strides[-1])

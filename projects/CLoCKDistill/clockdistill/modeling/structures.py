@@ -1,9 +1,10 @@
-"""What the three steps of a detector hand to one another: encode, propose, decode."""
+"""Data that the steps of a detector exchange: encode, propose, decode."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -16,13 +17,13 @@ class Memory:
 
     Attributes:
         tokens: (B, N, C).
-        features: (B, N, C), the backbone's features after the neck: what went into the encoder.
+        features: (B, N, C), the encoder's input: the backbone's features after the neck.
         padding_mask: (B, N), True on padding.
-        spatial_shapes: (levels, 2) integers, height and width of the padded levels; on the CPU, where reading them
-            waits for no GPU.
-        level_start_index: (levels,) integers, on the CPU too.
-        valid_ratios: (B, levels, 2), the share of width and height that is not padding.
-        position: (B, N, C), the encoding of the cells' positions, for decoders that compare it with their queries'.
+        spatial_shapes: (levels, 2) integers, height and width of the padded levels; on the CPU, so that reading them
+            does not synchronize with the GPU.
+        level_start_index: (levels,) integers, also on the CPU.
+        valid_ratios: (B, levels, 2), the fraction of width and height that is not padding.
+        position: (B, N, C), position encoding of the cells, or None.
     """
 
     tokens: Tensor
@@ -34,7 +35,7 @@ class Memory:
     position: Tensor | None = None
 
     def select(self, levels: Sequence[int]) -> Memory:
-        """The memory of some of the levels, by their index, in the order given."""
+        """Return the memory of the levels with these indices, in this order."""
         if list(levels) == list(range(len(self.spatial_shapes))):
             return self
         sizes = self.spatial_shapes.prod(1).tolist()
@@ -57,7 +58,7 @@ class Memory:
 
 @dataclass
 class Queries:
-    """What a decoder is asked.
+    """Input of a decoder.
 
     Attributes:
         content: (B, Q, C).
@@ -125,13 +126,13 @@ class Queries:
 
 
 class Predictions(NamedTuple):
-    """Class logits (E, B, Q, K) and boxes (E, B, Q, 4) as (cx, cy, w, h) in [0, 1], of each of E layers."""
+    """Class logits (E, B, Q, K) and boxes (E, B, Q, 4) as (cx, cy, w, h) in [0, 1] of E decoder layers."""
 
     logits: Tensor
     boxes: Tensor
 
     def split(self, sizes: list[int]) -> list[Predictions]:
-        """Cut along the queries into parts of the given sizes."""
+        """Split along the queries into parts of the given sizes."""
         logits, boxes = self.logits.split(sizes, 2), self.boxes.split(sizes, 2)
         return [Predictions(*part) for part in zip(logits, boxes, strict=True)]
 
@@ -139,7 +140,7 @@ class Predictions(NamedTuple):
 class Target(NamedTuple):
     """One image's objects: labels (n,) and boxes (n, 4) as (cx, cy, w, h) in [0, 1] of the image without padding.
 
-    `ignored` are regions, in each of which detections of its label are neither right nor wrong; None is no region.
+    `ignored` holds regions in which predictions of the region's label are not penalized; None if there are none.
     """
 
     labels: Tensor
@@ -147,31 +148,52 @@ class Target(NamedTuple):
     ignored: Target | None = None
 
 
-def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels (B, n), boxes (B, n, 4) and padding (B, n) of targets padded to the largest number, at least 1."""
-    device = targets[0].boxes.device
-    n = max(1, max(len(t.labels) for t in targets))
-    labels = torch.zeros(len(targets), n, dtype=torch.long, device=device)
-    boxes = torch.full((len(targets), n, 4), 0.5, device=device)
-    padding = torch.ones(len(targets), n, dtype=torch.bool, device=device)
-    for image, target in enumerate(targets):
-        count = len(target.labels)
-        labels[image, :count] = target.labels
-        boxes[image, :count] = target.boxes
-        padding[image, :count] = False
-    return labels, boxes, padding
+class Targets(Sequence[Target]):
+    """A batch's objects: a sequence with one `Target` per image, and the same objects padded to one size.
+
+    Attributes:
+        labels: (B, n), n being the largest number of objects per image, at least 1.
+        boxes: (B, n, 4).
+        padding: (B, n), True on slots that an image does not fill.
+    """
+
+    def __init__(self, images: Sequence[Target]):
+        self.images = list(images)
+        device = self.images[0].boxes.device
+        size = len(self.images), max(1, max(len(target.labels) for target in self.images))
+        self.labels = torch.zeros(size, dtype=torch.long, device=device)
+        self.boxes = torch.full((*size, 4), 0.5, device=device)
+        self.padding = torch.ones(size, dtype=torch.bool, device=device)
+        for image, target in enumerate(self.images):
+            count = len(target.labels)
+            self.labels[image, :count] = target.labels
+            self.boxes[image, :count] = target.boxes
+            self.padding[image, :count] = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+    @cached_property
+    def ignored(self) -> Targets | None:
+        """The ignored regions of all images, or None if no image has any."""
+        nothing = Target(self.images[0].labels[:0], self.images[0].boxes[:0])
+        regions = [target.ignored or nothing for target in self.images]
+        return Targets(regions) if any(len(region.labels) for region in regions) else None
 
 
 @dataclass
 class Outputs:
-    """All that an observer of a training step may ask of a detector.
+    """What a training step computes besides the losses.
 
     Attributes:
         memory: the encoder's.
-        objects: the object queries' predictions, or None where they were not asked for.
-        extra: the predictions for the queries that were passed in, or None.
+        object_predictions: of the object queries, or None if they were not requested.
+        target_predictions: of the target queries, or None if there were none.
     """
 
     memory: Memory
-    objects: Predictions | None
-    extra: Predictions | None
+    object_predictions: Predictions | None
+    target_predictions: Predictions | None

@@ -1,5 +1,5 @@
-"""What the families' encoders and decoders share: layers with deformable attention (arXiv:2010.04159), normalised after
-each residual sum; the refinement of anchor boxes; the geometry of a memory's cells."""
+"""Building blocks of the families' transformers: post-norm layers with deformable attention (arXiv:2010.04159), the
+encoder's proposals, the refinement of anchor boxes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """Levels of features to a memory of the same shape, every cell attending to a few others on all levels."""
+    """Encoder in which each cell attends to a few sampled points on all levels."""
 
     def __init__(
         self, num_layers: int, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int
@@ -48,11 +48,11 @@ class DeformableEncoder(nn.Module):
         self.embed_dim = embed_dim
 
     def forward(self, features: list[Tensor], masks: list[Tensor], positions: list[Tensor]) -> Memory:
-        """Maps (B, C, H_l, W_l), padding masks (B, H_l, W_l) and position encodings (B, C, H_l, W_l)."""
+        """Encode maps (B, C, H_l, W_l), given padding masks (B, H_l, W_l) and position encodings (B, C, H_l, W_l)."""
         positions = [p + e[:, None, None] for p, e in zip(positions, self.level_embed, strict=True)]
         memory = flatten_levels(features, masks, positions)
-        # a cell's centre as a share of the image without padding, then of every padded level in turn
-        reference = cell_centres(memory)[:, :, None] * memory.valid_ratios[:, None]
+        # cell centers in units of the image without padding, scaled to each padded level
+        reference = cell_centers(memory)[:, :, None] * memory.valid_ratios[:, None]
         tokens = memory.features
         for layer in self.layers:
             tokens = layer(
@@ -67,7 +67,7 @@ class DeformableEncoder(nn.Module):
 
 
 def flatten_levels(features: list[Tensor], masks: list[Tensor], positions: list[Tensor]) -> Memory:
-    """Levels as an encoder takes them to a memory that has the features for tokens.
+    """Flatten the input of an encoder into a memory whose tokens are the features.
 
     Args:
         features, positions: (B, C, H_l, W_l) each.
@@ -88,15 +88,15 @@ def flatten_levels(features: list[Tensor], masks: list[Tensor], positions: list[
 
 
 def valid_ratio(mask: Tensor) -> Tensor:
-    """Padding mask (B, H, W) to (B, 2): share of width and of height that is not padding."""
+    """Return the fraction of width and height that is not padding, (B, 2), of a padding mask (B, H, W)."""
     _, height, width = mask.shape
     valid = ~mask
     return torch.stack((valid[:, 0].sum(1) / width, valid[:, :, 0].sum(1) / height), -1)
 
 
-def cell_centres(memory: Memory) -> Tensor:
-    """(B, N, 2), centre (x, y) of every cell of every level in units of the image without padding."""
-    centres = []
+def cell_centers(memory: Memory) -> Tensor:
+    """Return the center (x, y) of every cell in units of the image without padding, (B, N, 2)."""
+    centers = []
     for (height, width), ratio in zip(memory.spatial_shapes.tolist(), memory.valid_ratios.unbind(1), strict=True):
         y, x = torch.meshgrid(
             torch.arange(height, device=ratio.device) + 0.5,
@@ -104,26 +104,41 @@ def cell_centres(memory: Memory) -> Tensor:
             indexing="ij",
         )
         grid = torch.stack((x, y), -1).view(1, -1, 2)
-        # rounded to whole cells: a centre on the border of what may be a proposal must not move by the last digit
+        # rounded to whole cells: rounding errors must not move a center across the border of valid proposals
         valid = (ratio * ratio.new_tensor([width, height])).round()
-        centres.append(grid / valid[:, None])
-    return torch.cat(centres, 1)
+        centers.append(grid / valid[:, None])
+    return torch.cat(centers, 1)
 
 
 def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
-    """The boxes that a two-stage detector's proposals start from (Deformable DETR, arXiv:2010.04159, Sec. A.4).
+    """Return the initial boxes of a two-stage detector's proposals (Deformable DETR, arXiv:2010.04159, Sec. A.4).
 
     Returns:
-        logits (B, N, 4) of a box (cx, cy, w, h) of 0.05 * 2^level of the image at every cell; infinite where unfit.
-        unfit (B, N, 1), True on padding and on cells by the border, whose boxes reach beyond (0.01, 0.99).
+        logits (B, N, 4) of a box (cx, cy, w, h) of size 0.05 * 2^level at every cell; infinite if invalid.
+        invalid (B, N, 1), True on padding and where a coordinate lies outside (0.01, 0.99).
     """
-    centres = cell_centres(memory)
+    centers = cell_centers(memory)
     shapes = memory.spatial_shapes.tolist()
-    extent = torch.cat([centres.new_full((h * w, 2), 0.05 * 2**level) for level, (h, w) in enumerate(shapes)])
-    anchors = torch.cat((centres, extent.expand_as(centres)), -1)
-    unfit = ((anchors <= 0.01) | (anchors >= 0.99)).any(-1, keepdim=True) | memory.padding_mask[..., None]
-    # at an infinite logit an unfit cell's box is the same whatever the head says
-    return anchors.logit().masked_fill(unfit, float("inf")), unfit
+    extent = torch.cat([centers.new_full((h * w, 2), 0.05 * 2**level) for level, (h, w) in enumerate(shapes)])
+    anchors = torch.cat((centers, extent.expand_as(centers)), -1)
+    invalid = ((anchors <= 0.01) | (anchors >= 0.99)).any(-1, keepdim=True) | memory.padding_mask[..., None]
+    # with an infinite logit the box does not depend on the head's output
+    return anchors.logit().masked_fill(invalid, float("inf")), invalid
+
+
+def encoder_proposals(
+    memory: Memory, proj: nn.Module, norm: nn.Module, class_head: nn.Module, box_head: nn.Module
+) -> Predictions:
+    """Predict a class and a box at every cell of the memory, as one layer (1, B, N, ...)."""
+    anchors, invalid = cell_anchors(memory)
+    tokens = norm(proj(memory.tokens.masked_fill(invalid, 0)))
+    return Predictions(class_head(tokens)[None], (box_head(tokens) + anchors).sigmoid()[None])
+
+
+def top_proposals(proposals: Predictions, scores: Tensor, count: int) -> Predictions:
+    """Select the proposals of the `count` highest scores (B, N), or all if there are fewer."""
+    best = scores.topk(min(count, scores.shape[1])).indices[None, ..., None]
+    return Predictions(*(x.gather(2, best.expand(-1, -1, -1, x.shape[-1])) for x in proposals))
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -156,13 +171,13 @@ class DeformableDecoderLayer(nn.Module):
 
 
 class AnchorDecoder(nn.Module):
-    """Refines anchor boxes layer by layer. A family's decoder fills in `attend`.
+    """Decoder that refines anchor boxes layer by layer. Subclasses implement `attend`.
 
-    The boxes that a layer starts from carry no gradient, but those that it is scored by do reach the layer before:
-    DINO's "look forward twice" (arXiv:2203.03605, Sec. 3.5), which DAB-DETR's implementation has too.
+    A layer's input boxes carry no gradient, but its predicted boxes do back to the layer before: "look forward twice"
+    (DINO, arXiv:2203.03605, Sec. 3.5), which DAB-DETR's implementation does too.
 
     Args:
-        layers: what `attend` makes use of.
+        layers: used by `attend`.
         embed_dim: width C of the queries.
     """
 
@@ -176,33 +191,34 @@ class AnchorDecoder(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def attend(self, index: int, x: Tensor, reference: Tensor, memory: Memory, mask: Tensor | None) -> Tensor:
-        """Queries' content (B, Q, C) at boxes (B, Q, 4), by layer `index` to the content after it.
+        """Update the queries' content (B, Q, C) at boxes (B, Q, 4) with layer `index`.
 
-        The mask (B * heads, Q, Q) is `Queries.attention_mask`'s.
+        Args:
+            mask: (B * heads, Q, Q) from `Queries.attention_mask`.
         """
         raise NotImplementedError
 
     def forward(
         self, memory: Memory, queries: Queries, class_heads: Sequence[nn.Module], box_heads: Sequence[nn.Module]
     ) -> Predictions:
-        """Predictions of every layer; heads are given a layer each."""
+        """Return the predictions of every layer, given one class head and one box head per layer."""
         mask = queries.attention_mask(self.num_heads)
         x, reference = queries.content, queries.reference
-        scored_from = reference
+        box_reference = reference
         all_logits, all_boxes = [], []
         for index, (class_head, box_head) in enumerate(zip(class_heads, box_heads, strict=True)):
             x = self.attend(index, x, reference, memory, mask)
             normed = self.norm(x)
             all_logits.append(class_head(normed))
-            all_boxes.append((box_head(normed) + inverse_sigmoid(scored_from)).sigmoid())
-            # refined from the tokens before the norm, as the reference implementations do
-            scored_from = (box_head(x) + inverse_sigmoid(reference)).sigmoid()
-            reference = scored_from.detach()
+            all_boxes.append((box_head(normed) + inverse_sigmoid(box_reference)).sigmoid())
+            # refined from the tokens before the norm, as in the reference implementations
+            box_reference = (box_head(x) + inverse_sigmoid(reference)).sigmoid()
+            reference = box_reference.detach()
         return Predictions(torch.stack(all_logits), torch.stack(all_boxes))
 
 
 class DeformableDecoder(AnchorDecoder):
-    """Deformable attention around anchor boxes, of which every layer's position encoding is made."""
+    """Deformable attention around anchor boxes, which also give each layer's position encoding."""
 
     def __init__(
         self, num_layers: int, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int

@@ -1,12 +1,12 @@
 train = dict(
     output_dir="./output",
-    # a checkpoint of ours, of Detectron2's model zoo, or a torchvision ResNet for the backbone
+    # our own checkpoint, one of Detectron2's model zoo, or a torchvision ResNet for the backbone
     init_checkpoint="",
-    # of all random numbers; -1 draws one
+    # seeds all random number generators; negative for a random seed
     seed=0,
     max_iter=90000,
-    device="cuda",  # the CPU where there is none
-    # largest norm of the gradient, as in DETR (arXiv:2005.12872, A.4); null does not clip
+    device="cuda",  # falls back to the CPU
+    # maximum gradient norm, as in DETR (arXiv:2005.12872, A.4); null turns clipping off
     clip_grad=0.1,
     amp=dict(enabled=False, dtype="bfloat16"),
     ema=dict(enabled=False, decay=0.9998),
@@ -14,6 +14,6 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=5),
     eval_period=5000,
     log_period=20,
-    # of --eval-only: images of the test set that are timed, and how often each; null measures no time
+    # for --eval-only: number of test images to time, and rounds over them; null turns timing off
     benchmark=dict(images=10, rounds=5),
 )

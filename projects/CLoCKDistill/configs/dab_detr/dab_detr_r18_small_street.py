@@ -1,4 +1,4 @@
-"""A small DAB-DETR for street scenes, on a level of stride 8; its backbone starts from that of the demo's DINO."""
+"""The demo's DAB-DETR teacher, on one level of stride 16; its backbone starts from the weights of the DINO teacher."""
 
 from pathlib import Path
 

@@ -1,12 +1,10 @@
 from pathlib import Path
 
-from ..common.distillation import distillation
+from ..dino.dino_r18_small_to_tiny_street import distillation
 from .dab_detr_r18_tiny_street import dataloader, lr_multiplier, model, optimizer, train
 
 distillation.teacher.config = str(Path(__file__).with_name("dab_detr_r18_small_street.py"))
 distillation.teacher.checkpoint = str(Path(__file__).parents[2] / "demo" / "dab_detr_r18_small_street.pth")
 distillation.embedding = "calibrated"
-distillation.losses[0].update(alpha=0.1, beta=0.1)
-distillation.period = 100
 
 train.output_dir = "./output/dab_detr_r18_small_to_tiny_street"

@@ -1,4 +1,4 @@
-"""A small two-stage Deformable DETR for street scenes; it starts from what it shares with the demo's DINO."""
+"""The demo's two-stage Deformable DETR teacher; what it shares with the DINO teacher starts from those weights."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A small teacher for data of one's own; it starts from the demo's, which knows streets alone."""
+"""A small teacher for your own data, initialized from the demo's teacher."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The demo's distillation, four epochs long: the memory losses weigh far more than in a long training."""
+"""The demo's distillation. It lasts four epochs only, so the memory loss gets a far higher weight than in the paper."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from .dino_r18_tiny_street import dataloader, lr_multiplier, model, optimizer, t
 
 distillation.teacher.config = str(Path(__file__).with_name("dino_r18_small_street.py"))
 distillation.teacher.checkpoint = str(Path(__file__).parents[2] / "demo" / "dino_r18_small_street.pth")
-distillation.losses[0].update(alpha=0.1, beta=0.1)
-distillation.period = 100
+distillation.losses.memory.update(alpha=0.1, beta=0.1)
+distillation.gradient_share_period = 100
 
 train.output_dir = "./output/dino_r18_small_to_tiny_street"

@@ -1,4 +1,4 @@
-"""The teacher's transformer, from which it starts, behind a backbone of a sixth of the parameters."""
+"""A student for your own data: the teacher with a narrower backbone. The transformer starts from the teacher's."""
 
 from .dino_r18_small_custom import dataloader, lr_multiplier, model, optimizer, train
 

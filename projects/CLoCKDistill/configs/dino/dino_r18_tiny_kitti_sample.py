@@ -1,6 +1,6 @@
-"""A handful of KITTI frames learnt by heart by a small detector: a check that data and training work, minutes on a CPU.
+"""Overfit a few KITTI frames with a small detector: a sanity check of data and training, minutes on a CPU.
 
-Frames are shown as they are, all in one batch, so that the batch statistics of training are those of evaluation.
+There is no augmentation and all frames form one batch, so that training and evaluation see the same batch statistics.
 """
 
 from detectron2.config import LazyCall as L

@@ -1,14 +1,8 @@
 from ..common.data.kitti import dataloader
-from ..common.models.dino import model
-from ..common.optim import optimizer
-from ..common.schedule import KITTI_TRAIN, iterations, step_schedule
-from ..common.train import train
+from ..common.schedule import KITTI_TRAIN, training_length
+from .dino_r50_coco_12ep import lr_multiplier, model, optimizer, train
 
 model.num_classes = 8
 
-train.init_checkpoint = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
 train.output_dir = "./output/dino_r50_kitti_12ep"
-train.max_iter = iterations(12, KITTI_TRAIN, dataloader.train.total_batch_size)
-train.eval_period = iterations(1, KITTI_TRAIN, dataloader.train.total_batch_size)
-train.checkpointer.period = train.eval_period
-lr_multiplier = step_schedule(12, drop=11)
+train.merge_with(training_length(12, 1, KITTI_TRAIN, dataloader.train.total_batch_size))

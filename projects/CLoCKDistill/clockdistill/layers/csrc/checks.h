@@ -1,9 +1,8 @@
-// What both kernels demand of their arguments, and the form in which they read the levels.
+// Argument checks shared by the CPU and CUDA kernels, with the messages of ms_deform_attn.py.
 #pragma once
 
 #include <ATen/ATen.h>
 
-#include <array>
 #include <tuple>
 #include <vector>
 
@@ -29,7 +28,7 @@ inline bool is_half(at::ScalarType type) {
   return type == at::kHalf || type == at::kBFloat16;
 }
 
-// Sizes of a call whose arguments fit together; an error that names the argument where they do not.
+// Returns the sizes of a call; an error names the argument that does not match the others.
 inline Sizes check_arguments(
     const at::Tensor& value,
     const at::Tensor& spatial_shapes,
@@ -47,7 +46,7 @@ inline Sizes check_arguments(
   const auto levels = spatial_shapes.size(0);
   TORCH_CHECK(
       level_start_index.dim() == 1 && level_start_index.size(0) == levels,
-      "level_start_index must be (levels,) with the ", levels, " levels of spatial_shapes, got ",
+      "level_start_index must be (levels,) with ", levels, " levels like spatial_shapes, got ",
       level_start_index.sizes());
   for (const auto& [name, indices] :
        {std::pair{"spatial_shapes", spatial_shapes}, std::pair{"level_start_index", level_start_index}}) {
@@ -56,26 +55,26 @@ inline Sizes check_arguments(
         name, " must be int64 or int32, got ", indices.scalar_type());
     TORCH_CHECK(
         indices.device() == value.device() || indices.is_cpu(),
-        name, " must be on ", value.device(), " as value is, or on the CPU, got ", indices.device());
+        name, " must be on ", value.device(), " like value, or on the CPU, got ", indices.device());
   }
   TORCH_CHECK(
       sampling_locations.dim() == 6 && sampling_locations.size(0) == value.size(0) &&
           sampling_locations.size(2) == value.size(2) && sampling_locations.size(3) == levels &&
           sampling_locations.size(5) == 2,
-      "sampling_locations must be (B, Q, heads, levels, points, 2) with B ", value.size(0), ", heads ", value.size(2),
-      " and levels ", levels, ", got ", sampling_locations.sizes());
+      "sampling_locations must be (B, Q, heads, levels, points, 2) with B = ", value.size(0), ", heads = ",
+      value.size(2), " and levels = ", levels, ", got ", sampling_locations.sizes());
   TORCH_CHECK(
       attention_weights.sizes() == sampling_locations.sizes().slice(0, 5),
-      "attention_weights must be (B, Q, heads, levels, points) as sampling_locations is, got ",
+      "attention_weights must be (B, Q, heads, levels, points) like sampling_locations, got ",
       attention_weights.sizes());
   for (const auto& [name, floats] :
        {std::pair{"sampling_locations", sampling_locations}, std::pair{"attention_weights", attention_weights}}) {
     TORCH_CHECK(
         floats.scalar_type() == type || (is_half(type) && floats.scalar_type() == at::kFloat),
-        name, " must be ", type, " as value is", is_half(type) ? " or float32" : "", ", got ", floats.scalar_type());
+        name, " must be ", type, " like value", is_half(type) ? " or float32" : "", ", got ", floats.scalar_type());
     TORCH_CHECK(
         floats.device() == value.device(),
-        name, " must be on ", value.device(), " as value is, got ", floats.device());
+        name, " must be on ", value.device(), " like value, got ", floats.device());
   }
   return {
       value.size(0), value.size(1), value.size(2), value.size(3),
@@ -89,13 +88,13 @@ inline void check_grad_output(const at::Tensor& grad_output, const at::Tensor& v
       "grad_output must be (B, Q, heads * D), got ", grad_output.sizes());
   TORCH_CHECK(
       grad_output.scalar_type() == value.scalar_type(),
-      "grad_output must be ", value.scalar_type(), " as value is, got ", grad_output.scalar_type());
+      "grad_output must be ", value.scalar_type(), " like value, got ", grad_output.scalar_type());
   TORCH_CHECK(
       grad_output.device() == value.device(),
-      "grad_output must be on ", value.device(), " as value is, got ", grad_output.device());
+      "grad_output must be on ", value.device(), " like value, got ", grad_output.device());
 }
 
-// The levels on the host: indices on a GPU are copied, which waits for the stream; on the CPU they cost nothing.
+// Reads the levels on the host. Copying indices from a GPU synchronizes its stream.
 inline std::vector<Level> read_levels(
     const at::Tensor& spatial_shapes, const at::Tensor& level_start_index, int64_t tokens) {
   const auto shapes = spatial_shapes.to(at::kCPU, at::kLong).contiguous();
@@ -108,15 +107,15 @@ inline std::vector<Level> read_levels(
     const Level level{shape[2 * l], shape[2 * l + 1], start[l]};
     TORCH_CHECK(
         level.height >= 0 && level.width >= 0 && level.height <= INT32_MAX && level.width <= INT32_MAX,
-        "spatial_shapes must hold heights and widths, got (", level.height, ", ", level.width, ") for level ", l);
-    // levels of their own cells: what adds up their gradients writes to each without looking at the others
+        "spatial_shapes: level ", l, " has an invalid size of ", level.height, " x ", level.width);
+    // levels must not overlap: the backward passes accumulate their gradients independently
     TORCH_CHECK(
-        level.start >= end, "level_start_index: level ", l, " starts at ", level.start,
-        ", within the level before it or before the tokens");
+        level.start >= end, "level_start_index: level ", l, " must start at ", end,
+        " or later, after the previous level, got ", level.start);
     TORCH_CHECK(
         level.start <= tokens && level.height * level.width <= tokens - level.start,
-        "level_start_index: level ", l, " of ", level.height, " x ", level.width, " cells does not fit from ",
-        level.start, " on into the ", tokens, " tokens of value");
+        "level_start_index: level ", l, " with ", level.height, " x ", level.width, " cells from ", level.start,
+        " on exceeds the ", tokens, " tokens of value");
     levels.push_back(level);
     end = level.start + level.height * level.width;
   }

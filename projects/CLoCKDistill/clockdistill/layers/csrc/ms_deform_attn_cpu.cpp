@@ -1,12 +1,11 @@
 // Multi-scale deformable attention on the CPU (Deformable DETR, arXiv:2010.04159, Eq. 3), forward and backward.
 //
-// The arithmetic is in ms_deform_attn_cpu_kernel.h, which is compiled here once for every instruction set; the best one
-// that the machine has is chosen when the operator first runs. So the library serves any machine of its architecture.
+// The arithmetic is in ms_deform_attn_cpu_kernel.h, which is compiled here once per instruction set. The first call
+// selects the best one available, so the library runs on any machine of its architecture.
 
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -14,7 +13,7 @@
 
 namespace clockdistill {
 
-// One call as the kernels see it: contiguous arrays of one floating-point type.
+// Arguments of the kernels: contiguous arrays of one floating-point type.
 template <typename T>
 struct Call {
   Sizes sizes;
@@ -81,7 +80,7 @@ enum class InstructionSet { baseline, avx2, avx512 };
 
 InstructionSet best_instruction_set() {
 #ifdef CLOCKDISTILL_X86
-  // ATen's variable holds here too, so that one setting makes a run comparable between machines.
+  // honor ATen's variable, so that one setting makes runs comparable across machines
   const char* wanted = std::getenv("ATEN_CPU_CAPABILITY");
   if (wanted != nullptr && std::strcmp(wanted, "default") == 0) {
     return InstructionSet::baseline;
@@ -132,7 +131,7 @@ void backward_slices(const Call<T>& call, const Gradients<T>& gradients, int64_t
   }
 }
 
-// Half precision is computed in float32: one pass over the tokens costs little beside reading each of them many times.
+// Half precision is computed in float32: converting each token once is cheap compared to sampling it many times.
 at::ScalarType compute_type(const at::Tensor& value) {
   return is_half(value.scalar_type()) ? at::kFloat : value.scalar_type();
 }
@@ -156,7 +155,7 @@ at::Tensor ms_deform_attn(
         sizes, levels.data(), v.const_data_ptr<scalar_t>(), locations.const_data_ptr<scalar_t>(),
         weights.const_data_ptr<scalar_t>()};
     auto* out = output.mutable_data_ptr<scalar_t>();
-    // a query takes a few microseconds: fewer than these are not worth waking a thread for
+    // a query takes a few microseconds: smaller chunks do not pay for a thread
     at::parallel_for(0, sizes.batch * sizes.queries, 16, [&](int64_t begin, int64_t end) {
       forward_queries(call, out, begin, end);
     });
@@ -190,8 +189,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(
     const Gradients<scalar_t> gradients{
         grad.const_data_ptr<scalar_t>(), grad_value.mutable_data_ptr<scalar_t>(),
         grad_locations.mutable_data_ptr<scalar_t>(), grad_weights.mutable_data_ptr<scalar_t>()};
-    // Queries share the values that they read: a thread owns a slice (image, head, level) of them instead, so that no
-    // two write to one place and every sum has one order at any number of threads.
+    // Queries share values, so threads split the (image, head, level) slices of value instead. No two threads write to
+    // the same place, and the order of summation does not depend on the number of threads.
     at::parallel_for(0, sizes.batch * sizes.heads * sizes.levels, 1, [&](int64_t begin, int64_t end) {
       backward_slices(call, gradients, begin, end);
     });

@@ -1,20 +1,20 @@
-// Compiled once an instruction set (CLOCKDISTILL_ISA, with vectors of CLOCKDISTILL_VECTOR_BYTES), hence no include guard
-// and no include: what another header defines here would be shared with code for machines that lack the instructions.
+// Compiled once per instruction set (CLOCKDISTILL_ISA, with vectors of CLOCKDISTILL_VECTOR_BYTES), hence no include
+// guard. It must not include headers either: the linker might share their inline functions across instruction sets.
 
 namespace clockdistill {
 namespace CLOCKDISTILL_ISA {
 namespace {
 
-// A vector that may lie at any element's address.
+// A vector that is only aligned to its elements.
 template <typename T, int BYTES>
 struct VectorOf {
   typedef T type __attribute__((vector_size(BYTES), aligned(alignof(T)), may_alias));
 };
 
-// Where a sampling point lies: the cell at its upper left, and how far beyond that cell's centre, in cells.
+// Position of a sampling point: the cell to its upper left, and the offset from that cell's center, in cells.
 template <typename T>
 struct Point {
-  bool inside;  // reaches a cell of the map; false for what is not a number
+  bool inside;  // whether it touches a cell of the map; false for NaN
   int64_t x, y;
   T right, below;
 };
@@ -27,7 +27,7 @@ inline Point<T> locate(const T* location, const Level& level) {
   if (!inside) {
     return {false, 0, 0, T(0), T(0)};
   }
-  // the conversion cuts towards zero, hence upwards below it
+  // the conversion truncates toward zero, which rounds negative numbers up
   const int64_t left = static_cast<int64_t>(x) - (x < T(0));
   const int64_t top = static_cast<int64_t>(y) - (y < T(0));
   return {true, left, top, x - static_cast<T>(left), y - static_cast<T>(top)};
@@ -36,14 +36,14 @@ inline Point<T> locate(const T* location, const Level& level) {
 // One of the four cells around a point.
 template <typename T>
 struct Corner {
-  int64_t offset;  // of the cell's row from the level's first, in elements
+  int64_t offset;  // of the cell's channels, in elements
   T weight;
 };
 
 template <typename T, int BYTES, int COUNT>
 inline void sum_rows(const T* rows, const Corner<T>* corners, int64_t number, T* output) {
   typedef typename VectorOf<T, BYTES>::type Vector;
-  // two sums at a time: the next row's product need not wait for this one's
+  // two accumulators, to break the dependency between consecutive rows
   Vector even[COUNT] = {};
   Vector odd[COUNT] = {};
   int64_t i = 0;
@@ -66,7 +66,7 @@ inline void sum_rows(const T* rows, const Corner<T>* corners, int64_t number, T*
   }
 }
 
-// output (channels) = sum of the corners' rows, each times its weight
+// output (channels) = weighted sum of the corners' rows
 template <typename T>
 inline void sum_channels(const T* rows, const Corner<T>* corners, int64_t number, int64_t channels, T* output) {
   constexpr int WIDEST = CLOCKDISTILL_VECTOR_BYTES;
@@ -90,7 +90,7 @@ inline void sum_channels(const T* rows, const Corner<T>* corners, int64_t number
   }
 }
 
-// Queries begin to end of all images' (B * Q).
+// Computes queries [begin, end) of B * Q.
 template <typename T>
 void forward_queries(const Call<T>& call, T* output, int64_t begin, int64_t end) {
   const Sizes s = call.sizes;
@@ -131,7 +131,7 @@ void forward_queries(const Call<T>& call, T* output, int64_t begin, int64_t end)
   delete[] corners;
 }
 
-// Halves added to halves: compilers make of it what the machine has, where a loop over lanes goes through memory.
+// Adds halves recursively, which compiles to shuffles; a loop over lanes would go through memory.
 template <typename T, int BYTES>
 inline T sum_lanes(const typename VectorOf<T, BYTES>::type& vector) {
   if constexpr (BYTES == sizeof(T)) {
@@ -157,7 +157,7 @@ inline T spread_vectors(
   return sum_lanes<T, BYTES>(sum);
 }
 
-// Gives a cell its share of the output's gradient; returns that gradient's product with the cell's value.
+// Accumulates a cell's gradient; returns the dot product of the output gradient and the cell's value.
 template <typename T>
 inline T spread(const T* grad, const T* value, T* grad_value, T weight, int64_t channels) {
   int64_t c = 0;
@@ -166,7 +166,7 @@ inline T spread(const T* grad, const T* value, T* grad_value, T weight, int64_t 
   return product + spread_vectors<T, sizeof(T)>(grad, value, grad_value, weight, c, channels);
 }
 
-// Slices begin to end of all (B * heads * levels): one head's values of one level of one image.
+// Computes slices [begin, end) of B * heads * levels: the values of one head and level of an image.
 template <typename T>
 void backward_slices(const Call<T>& call, const Gradients<T>& gradients, int64_t begin, int64_t end) {
   const Sizes s = call.sizes;

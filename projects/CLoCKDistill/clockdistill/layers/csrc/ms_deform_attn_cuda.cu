@@ -1,9 +1,9 @@
 // Multi-scale deformable attention on CUDA (Deformable DETR, arXiv:2010.04159, Eq. 3), forward and backward.
 //
-// A group of lanes serves one head of one query, each lane WIDTH neighbouring channels (16 bytes where the channels
-// allow it), so that a cell is read in whole sectors. A lane of the group reads one of its sampling points and hands it
-// to the others, so that locations and weights, too, are read once and side by side. A block serves neighbouring
-// queries of one head: in the encoder those read much the same cells, which then come from the first-level cache.
+// A group of lanes processes one head of one query. Each lane handles WIDTH adjacent channels (16 bytes if possible),
+// so that cells are read in full sectors. Each lane also loads one sampling point and broadcasts it to the group, so
+// that locations and weights are read once, in coalesced accesses. A block processes adjacent queries of one head: in
+// the encoder, these sample mostly the same cells, which then hit the L1 cache.
 
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAException.h>
@@ -19,7 +19,7 @@ namespace {
 constexpr int WARP = 32;
 constexpr int BLOCK = 256;
 constexpr int MAX_LEVELS = 16;
-// Fixed point for deterministic sums: 2^62 stands for a bound that no sum exceeds.
+// Deterministic sums are in fixed point, in which 2^62 represents an upper bound of any sum.
 constexpr int FIXED_POINT_BITS = 62;
 
 struct Levels {
@@ -42,12 +42,12 @@ struct alignas(sizeof(T) * WIDTH) Pack {
   T at[WIDTH];
 };
 
-// Where a group works: one head of one query, of which it has every `lanes`-th pack of channels.
+// The work item of a lane: one head of one query, of which it handles every `lanes`-th pack of channels.
 struct Place {
   bool exists;
   int lane;  // in the group
   int64_t head;
-  int64_t query;  // of all images' (B * Q)
+  int64_t query;  // index in B * Q
   int64_t image;
 };
 
@@ -62,10 +62,10 @@ __device__ inline Place place(const Sizes& s, int lanes) {
   return {query < s.queries, static_cast<int>(threadIdx.x % lanes), head, image * s.queries + query, image};
 }
 
-// The cell at the upper left of a sampling point, and how far beyond that cell's centre the point lies, in cells.
+// Position of a sampling point: the cell to its upper left, and the offset from that cell's center, in cells.
 template <typename A>
 struct Point {
-  bool inside;  // reaches a cell of the map; false for what is not a number
+  bool inside;  // whether it touches a cell of the map; false for NaN
   int32_t x, y;
   A right, below;
 };
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(BLOCK) forward_kernel(
   const int samples = static_cast<int>(s.levels * s.points);
   const int64_t first = (at.query * s.heads + at.head) * samples;
   const T* head_values = value + at.image * s.tokens * row + at.head * s.channels;
-  // Every lane of a warp takes part in the shuffles, also those of queries and channels that do not exist.
+  // All lanes of a warp must take part in the shuffles, even those without a query or channel.
   for (int64_t begin = 0; begin < s.channels; begin += lanes * WIDTH) {
     const int64_t c = begin + at.lane * WIDTH;
     const bool works = at.exists && c < s.channels;
@@ -152,7 +152,7 @@ constexpr bool HAS_VECTOR_ATOMICS = true;
 constexpr bool HAS_VECTOR_ATOMICS = false;
 #endif
 
-// Adds a lane's channels to a cell's gradient.
+// Adds a lane's share of the gradient to a cell.
 template <int WIDTH, typename A>
 __device__ inline void accumulate(A* cell, const A (&share)[WIDTH], const double*) {
   if constexpr (HAS_VECTOR_ATOMICS && std::is_same_v<A, float> && WIDTH % 4 == 0) {
@@ -168,7 +168,7 @@ __device__ inline void accumulate(A* cell, const A (&share)[WIDTH], const double
   }
 }
 
-// The same in fixed point: integers add up to the same sum in any order.
+// The same in fixed point, where the sum does not depend on the order of addition.
 template <int WIDTH, typename A>
 __device__ inline void accumulate(int64_t* cell, const A (&share)[WIDTH], const double* scale) {
 #pragma unroll
@@ -178,7 +178,7 @@ __device__ inline void accumulate(int64_t* cell, const A (&share)[WIDTH], const 
   }
 }
 
-// S: what gradients of values are summed in, A or int64_t in fixed point.
+// S: the type in which gradients of value are accumulated, A or int64_t for fixed point.
 template <typename T, typename C, typename S, int WIDTH>
 __global__ void __launch_bounds__(BLOCK) backward_kernel(
     const Sizes s, const __grid_constant__ Levels levels, const int lanes, const double* __restrict__ scale,
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(BLOCK) backward_kernel(
       const bool has_upper = point.y >= 0, has_lower = point.y + 1 < height;
       const A lower = weight * point.below, upper = weight - lower;
       const A left = A(1) - point.right;
-      // products of the output's gradient with each corner's values
+      // dot products of the output gradient and each corner's values
       A upper_left = 0, upper_right = 0, lower_left = 0, lower_right = 0;
       for (int64_t c = at.lane * WIDTH; at.exists && point.inside && c < s.channels; c += lanes * WIDTH) {
         const Values grads = *reinterpret_cast<const Values*>(grad + c);
@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(BLOCK) backward_kernel(
 
 Levels to_kernel_levels(const std::vector<Level>& levels) {
   TORCH_CHECK(
-      levels.size() <= MAX_LEVELS, "spatial_shapes must hold at most ", MAX_LEVELS, " levels on CUDA, got ",
+      levels.size() <= MAX_LEVELS, "spatial_shapes must have at most ", MAX_LEVELS, " levels on CUDA, got ",
       levels.size());
   Levels result{};
   for (size_t l = 0; l < levels.size(); ++l) {
@@ -274,14 +274,14 @@ Levels to_kernel_levels(const std::vector<Level>& levels) {
   return result;
 }
 
-// Packs are read whole, hence from multiples of their size: a view may begin anywhere.
+// Packs are loaded whole, so addresses must be multiples of their size; views may start anywhere.
 at::Tensor aligned(const at::Tensor& tensor) {
   const auto contiguous = tensor.contiguous();
   const bool fits = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0;
   return fits ? contiguous : contiguous.clone();
 }
 
-// Lanes for a head's packs of channels: a power of two, at most a warp.
+// Number of lanes per head: a power of two, at most a warp.
 int group_lanes(int64_t packs) {
   int lanes = 1;
   while (lanes < WARP && lanes < packs) {
@@ -293,11 +293,11 @@ int group_lanes(int64_t packs) {
 unsigned int number_of_blocks(const Sizes& s, int lanes) {
   const int64_t per_block = BLOCK / lanes;
   const int64_t blocks = s.batch * s.heads * ((s.queries + per_block - 1) / per_block);
-  TORCH_CHECK(blocks <= INT32_MAX, "sampling_locations: more images, queries and heads than one launch can serve");
+  TORCH_CHECK(blocks <= INT32_MAX, "sampling_locations: too many images, queries and heads for one CUDA launch");
   return static_cast<unsigned int>(blocks);
 }
 
-// Calls run<T, C, WIDTH>() for the types of values and coordinates, with the widest packs that the channels allow.
+// Calls run(T, C, WIDTH) for the types of value and coordinates, with the widest packs that divide the channels.
 template <typename F>
 void dispatch(at::ScalarType type, at::ScalarType coordinates, int64_t channels, F run) {
   const auto with_width = [&](auto t, auto c) {
@@ -328,7 +328,7 @@ void dispatch(at::ScalarType type, at::ScalarType coordinates, int64_t channels,
   }
 }
 
-// One type for locations and weights: float32 where either is.
+// Common type of locations and weights: float32 if they differ.
 at::ScalarType coordinate_type(const at::Tensor& sampling_locations, const at::Tensor& attention_weights) {
   return sampling_locations.scalar_type() == attention_weights.scalar_type() ? sampling_locations.scalar_type()
                                                                              : at::kFloat;
@@ -366,11 +366,11 @@ at::Tensor ms_deform_attn(
   return output;
 }
 
-// What a gradient of 1 stands for in fixed point (1,), a power of two: no cell's sum comes near the integers' bounds.
+// Fixed-point representation of 1 (a tensor (1,), a power of two), chosen such that no sum can overflow.
 at::Tensor fixed_point_scale(const at::Tensor& grad_output, const at::Tensor& weights, const Sizes& s) {
   const auto largest = grad_output.abs().amax().to(at::kDouble) * weights.abs().amax().to(at::kDouble);
   const auto terms = static_cast<double>(s.queries * s.levels * s.points);
-  // all zero: any scale does
+  // avoid log2(0) if all gradients are zero
   const auto bound = (largest * terms).clamp_min(1e-300);
   return at::exp2(FIXED_POINT_BITS - 1 - at::ceil(at::log2(bound)).clamp_min(-960));
 }

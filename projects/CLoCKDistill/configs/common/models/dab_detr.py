@@ -1,7 +1,7 @@
 """DAB-DETR with a ResNet-50 and 80 classes (arXiv:2201.12329): 43.67 M parameters.
 
-DC5, the variant with twice the resolution, is `model.backbone.dilate_res5=True`. The temperature of 20 is that of the
-cells' encoding alone: the anchors' has 10000, as in the reference implementation.
+The temperature of 20 is for the position encoding of the image features only; that of the anchors has 10000, as in the
+reference implementation.
 """
 
 from detectron2.config import LazyCall as L
@@ -44,4 +44,11 @@ model = L(DABDETR)(
     pixel_mean=[123.675, 116.280, 103.530],
     pixel_std=[58.395, 57.120, 57.375],
     detections_per_image=300,
+)
+
+variants = dict(
+    # dilated last stage: twice the resolution
+    dc5=dict(backbone=dict(dilate_res5=True)),
+    # three learned contents, hence three queries, per anchor (Anchor DETR, arXiv:2109.07107)
+    patterns=dict(num_patterns=3),
 )

@@ -1,8 +1,8 @@
 """Deformable DETR with a ResNet-50 and 80 classes (arXiv:2010.04159), single-stage: 40.07 M parameters.
 
-`model.decoder.refine=True` adds iterative bounding box refinement, and `model.two_stage=True` to it the encoder's
-proposals. Encoding, feed-forward width and eps are the official implementation's; detrex has a width of 2048 and an eps
-of 1e-3. A checkpoint needs those that it was trained with. Dropout is left out, as in detrex and in DINO.
+Position encoding, feed-forward width and eps are the official implementation's. A checkpoint of detrex needs
+`model.decoder.eps=1e-3`, and one of its newer models `model.encoder.feedforward_dim=2048` too. There is no dropout, as
+in detrex and in DINO.
 """
 
 from detectron2.config import LazyCall as L
@@ -52,4 +52,11 @@ model = L(DeformableDETR)(
     pixel_mean=[123.675, 116.280, 103.530],
     pixel_std=[58.395, 57.120, 57.375],
     detections_per_image=100,
+)
+
+variants = dict(
+    # iterative bounding box refinement (Sec. 4.2)
+    refine=dict(decoder=dict(refine=True)),
+    # queries from the encoder's proposals (Sec. 4.2)
+    two_stage=dict(two_stage=True, decoder=dict(refine=True)),
 )

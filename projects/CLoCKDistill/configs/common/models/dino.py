@@ -1,7 +1,7 @@
 """DINO with a ResNet-50, 4 scales and 80 classes (arXiv:2203.03605): 47.65 M parameters.
 
-A head of its own for every decoder layer is as in detrex. The position encoding is the official implementation's;
-dino/dino_r50_coco_12ep_detrex.py has detrex's. A checkpoint needs the encoding that it was trained with.
+Every decoder layer has its own head, as in detrex. The position encoding is the official implementation's. A checkpoint
+of detrex needs `model.position_embedding.temperature=10000 model.position_embedding.offset=-0.5`.
 """
 
 from detectron2.config import LazyCall as L
@@ -57,3 +57,12 @@ model = L(DINO)(
     pixel_std=[58.395, 57.120, 57.375],
     detections_per_image=300,
 )
+
+variants = {
+    # a fifth scale, of stride 4 (Tab. 1)
+    "5scale": dict(
+        backbone=dict(out_features=["res2", "res3", "res4", "res5"]),
+        neck=dict(in_features=["res2", "res3", "res4", "res5"], in_channels=[256, 512, 1024, 2048]),
+        encoder=dict(num_levels=5),
+    )
+}

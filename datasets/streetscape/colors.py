@@ -1,4 +1,4 @@
-"""Colours are BGR, 0 to 255, as OpenCV's are: float arrays (3,), or (n, 3) for a palette."""
+"""Colors in BGR, 0 to 255, as OpenCV expects: float arrays (3,), or (n, 3) for palettes."""
 
 import numpy as np
 
@@ -9,17 +9,17 @@ def palette(codes):
 
 
 def choose(rng, options):
-    """One of the options, all of them equally likely; `rng.choice` takes five times as long."""
+    """Choose one of the options uniformly, five times as fast as `rng.choice`."""
     return options[rng.integers(len(options))]
 
 
-def pick(rng, colours, jitter=0.12):
-    """One of the colours, made a little lighter, darker and of another tint."""
-    colour = choose(rng, colours) * rng.uniform(1 - jitter, 1 + jitter) + rng.normal(0, 5, 3)
-    return np.minimum(np.maximum(colour, 4), 250)
+def pick(rng, colors, jitter=0.12):
+    """Choose one of the colors and vary its brightness and tint a little."""
+    color = choose(rng, colors) * rng.uniform(1 - jitter, 1 + jitter) + rng.normal(0, 5, 3)
+    return np.minimum(np.maximum(color, 4), 250)
 
 
-def grey(level):
+def gray(level):
     return np.full(3, float(level))
 
 

@@ -1,0 +1,68 @@
+"""The frozen teacher, and the levels that its memory shares with the student's."""
+
+from collections.abc import Sequence
+
+from detectron2.config import instantiate
+
+from ..config_file import execute_config
+from ..errors import UserError
+from ..modeling import Detector
+from ..modeling.weights import load_weights
+
+
+def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
+    """Return a frozen detector in eval mode, with the student's number of classes.
+
+    Args:
+        config: path of a LazyConfig file with a `model`.
+        checkpoint: path of its weights.
+
+    Raises:
+        UserError: a file is missing, a parameter is not in the checkpoint, or the numbers of classes differ.
+    """
+    if not checkpoint:
+        raise UserError("no teacher checkpoint is given: set distillation.teacher.checkpoint=PATH")
+    if not config:
+        raise UserError("no teacher config is given: set distillation.teacher.config=PATH")
+    cfg = execute_config(config)
+    if cfg.get("model") is None:
+        raise UserError(f"teacher config {config} has no `model`: give the config that the teacher was trained with")
+    cfg.model.num_classes = student.num_classes
+    teacher = instantiate(cfg.model)
+    report = load_weights(teacher, checkpoint)
+    for _, saved, built in report.mismatched:
+        if built[0] == student.num_classes and saved[1:] == built[1:]:
+            raise UserError(
+                f"the teacher in {checkpoint} has {saved[0]} classes and the student {built[0]}: train both on "
+                "the same classes"
+            )
+    if unset := report.unset:
+        raise UserError(
+            f"teacher checkpoint {checkpoint} does not set {len(unset)} parameters or buffers of {config}, "
+            f"such as {unset[0]}: give the checkpoint that was trained with this config"
+        )
+    return teacher.eval().requires_grad_(False).to(student.device)
+
+
+def pair_levels(teacher: Sequence[int], student: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Pair the memories' levels for comparison.
+
+    Levels of the same stride are paired, and the others are not compared. If no stride is shared, for example with one
+    level of stride 32 and one of stride 16, two memories with the same number of levels are paired in order.
+
+    Args:
+        teacher, student: the levels' strides.
+
+    Returns:
+        indices of the teacher's levels and of the student's; empty if nothing can be compared.
+    """
+    teacher_levels, student_levels = [], []
+    for index, stride in enumerate(teacher):
+        candidates = (i for i, other in enumerate(student) if other == stride and i not in student_levels)
+        match = next(candidates, None)
+        if match is not None:
+            teacher_levels.append(index)
+            student_levels.append(match)
+    if not student_levels and len(teacher) == len(student):
+        return list(range(len(teacher))), list(range(len(student)))
+    return teacher_levels, student_levels

@@ -1,9 +1,0 @@
-from pathlib import Path
-
-from ..common.distillation import distillation
-from .dino_r18_coco_24ep import dataloader, lr_multiplier, model, optimizer, train
-
-distillation.teacher.config = str(Path(__file__).with_name("dino_r50_coco_24ep.py"))
-distillation.teacher.checkpoint = "./output/dino_r50_coco_24ep/model_final.pth"
-
-train.output_dir = "./output/dino_r50_to_r18_coco_24ep"
