@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from clockdistill.engine.config import apply_overrides
 from clockdistill.errors import UserError
 from clockdistill.modeling import build_resnet
-from clockdistill.modeling.foreign import translate
+from clockdistill.modeling.conversion import convert_state_dict
 from helpers.models import random_batch, tiny_config
 
 
@@ -27,7 +27,7 @@ def test_a_dilated_last_stage_is_torchvisions():
     torchvision = pytest.importorskip("torchvision.models")
     theirs = torchvision.resnet50(replace_stride_with_dilation=[False, False, True]).eval()
     ours = build_resnet(50, norm="BN", out_features=["res5"], dilate_res5=True).eval()
-    ours.load_state_dict(translate(theirs.state_dict(), ours), strict=False)
+    ours.load_state_dict(convert_state_dict(theirs.state_dict(), ours), strict=False)
     assert ours.output_shape()["res5"].stride == 16
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():

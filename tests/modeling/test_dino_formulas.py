@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from clockdistill.modeling.detector import padding_masks
 from clockdistill.modeling.weights import load_weights
-from helpers.foreign_names import detector, written
 from helpers.models import random_batch
+from helpers.reference_checkpoints import small_detector, source_state_dict
 
 
 def linear(w, name, x):
@@ -102,11 +102,13 @@ def reference_dino(w, maps, masks, num_queries):
         ratios.append([width / columns, height / rows])
     position, centres, ratios = torch.cat(position), torch.cat(centres), torch.tensor(ratios)
 
-    name = "transformer.encoder.layers.0"
     reference = centres[:, None] * ratios
-    seen = deformable_attention(w, f"{name}.self_attn", tokens + position, tokens, masks, reference)
-    tokens = layer_norm(w, f"{name}.norm1", tokens + seen)
-    memory = layer_norm(w, f"{name}.norm2", tokens + feed_forward(w, name, tokens))
+    for layer in range(6):
+        name = f"transformer.encoder.layers.{layer}"
+        seen = deformable_attention(w, f"{name}.self_attn", tokens + position, tokens, masks, reference)
+        tokens = layer_norm(w, f"{name}.norm1", tokens + seen)
+        tokens = layer_norm(w, f"{name}.norm2", tokens + feed_forward(w, name, tokens))
+    memory = tokens
 
     anchors = torch.cat((centres, torch.cat(sizes)), 1)
     fit = ((anchors > 0.01) & (anchors < 0.99)).all(1) & ~torch.cat([mask.flatten() for mask in masks])
@@ -118,7 +120,7 @@ def reference_dino(w, maps, masks, num_queries):
     boxes = (mlp(w, "transformer.enc_out_bbox_embed", proposals, 3) + start)[best].sigmoid()
 
     content, twice, logits, answers = w["transformer.tgt_embed.weight"], boxes, [], []
-    for layer in range(2):
+    for layer in range(6):
         name = f"transformer.decoder.layers.{layer}"
         reference = boxes[:, None] * torch.cat((ratios, ratios), 1)
         cx, cy, width, height = (reference[:, 0] * 2 * math.pi).unbind(1)
@@ -140,14 +142,14 @@ def reference_dino(w, maps, masks, num_queries):
 
 
 @pytest.mark.parametrize("variant", ["dino", "dino.5scale"])
-def test_outputs_are_those_of_the_papers_formulas(tmp_path, variant):
-    source = detector("official", variant, seed=1, num_queries=12)
+def test_outputs_match_the_formulas_of_the_papers(tmp_path, variant):
+    source = small_detector("authors", variant, seed=2, num_queries=12)
     # the first layer makes boxes so narrow that their logits are clipped
     source.box_heads[0].layers[-1].bias.data[2] -= 8
-    weights = written("official", variant, source)
-    torch.save({"model": weights}, tmp_path / "official.pth")
-    model = detector("official", variant, seed=2, num_queries=12)
-    load_weights(model, str(tmp_path / "official.pth"), strict=True)
+    weights = source_state_dict("authors", variant, source)
+    torch.save({"model": weights}, tmp_path / "authors.pth")
+    model = small_detector("authors", variant, seed=1, num_queries=12)
+    load_weights(model, str(tmp_path / "authors.pth"), strict=True)
     images = model.preprocess(random_batch(sizes=((64, 96), (96, 70))))
     with torch.no_grad():
         maps = model.neck(model.backbone(images.tensor))
