@@ -253,8 +253,9 @@ def test_early_names_of_detrex(tmp_path, variant, name, early_name):
     assert_same_weights(model, reference)
 
 
-def test_a_config_has_the_position_encoding_of_detrex():
-    encoding = load_config(str(CONFIGS / "dino" / "dino_r50_coco_12ep_detrex.py")).model.position_embedding
+def test_the_documented_overrides_are_the_position_encoding_of_detrex():
+    overrides = ["model.position_embedding.temperature=10000", "model.position_embedding.offset=-0.5"]
+    encoding = load_config(str(CONFIGS / "dino" / "dino_r50_coco_12ep.py"), overrides).model.position_embedding
     assert (encoding.temperature, encoding.offset) == SETTINGS["detrex", "dino"]["position_embedding"]
 
 
