@@ -25,7 +25,7 @@ def location_and_scale_weights(memory: Memory, targets: Targets) -> tuple[Tensor
     objects, backgrounds = [], []
     padding = memory.padding_mask.split([h * w for h, w in memory.spatial_shapes.tolist()], dim=1)
     for level, (height, width) in enumerate(memory.spatial_shapes.tolist()):
-        # boxes are normalised to the image without padding, cells belong to the padded level
+        # boxes are normalized to the image without padding, cells belong to the padded level
         extent = memory.valid_ratios[:, None, level].double() * boxes.new_tensor([width, height])
         # tolerate float32's rounding of an edge that lies on a cell border
         first = ((low + 2e-7) * extent).floor().clamp(min=0)

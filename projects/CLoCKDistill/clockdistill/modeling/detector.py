@@ -108,7 +108,7 @@ class Detector(nn.Module):
     ) -> tuple[dict[str, Tensor], Outputs]:
         """Run all queries through one decoder pass and compute the detection losses.
 
-        The losses are those of the object queries, and with denoising (suffix `_dn`) and proposals (`_enc`) theirs.
+        Losses of denoising queries end in `_dn`, and those of the encoder's proposals in `_enc`.
         """
         groups = {"objects": queries}
         if self.denoising is not None:
