@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 import clockdistill.data  # noqa: F401  registers the data sets
 import families
-from clockdistill.engine import load_config, parse_models
+from clockdistill.engine import load_config
 
 PROJECT = families.CONFIGS.parent
 ROOT = PROJECT.parents[1]
@@ -167,9 +167,10 @@ def check_arguments(args, outputs):
         check_path(cfg.train.init_checkpoint, outputs)
         for key in ("config", "checkpoint"):
             check_path(OmegaConf.select(cfg, f"distillation.teacher.{key}") or "", outputs)
-    for model in parse_models([*getattr(args, "compare", []), *getattr(args, "model", [])], "--compare"):
-        outputs.add(Path(load(model.config).train.output_dir).name)
-        check_path(model.checkpoint, outputs)
+    for text in (*getattr(args, "compare", []), *getattr(args, "model", [])):
+        config, checkpoint = re.fullmatch("[^=]+=(.+?):(.+)", text).groups()
+        outputs.add(Path(load(config).train.output_dir).name)
+        check_path(checkpoint, outputs)
 
 
 def check_path(path, outputs):
