@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 import clockdistill.data  # noqa: F401  registers the data sets
 import families
+from clockdistill import modeling
 from clockdistill.engine import load_config
 
 PROJECT = families.CONFIGS.parent
@@ -72,24 +73,17 @@ def tree(tmp_path_factory):
     tree = tmp_path_factory.mktemp("tree")
     project = tree / "projects" / "CLoCKDistill"
     project.mkdir(parents=True)
-    for source, target, own in ((ROOT, tree, {"projects", "output"}), (PROJECT, project, {"configs", "output"})):
-        for path in source.iterdir():
-            if path.name not in own:
-                (target / path.name).symlink_to(path)
+    for path in [*ROOT.iterdir(), *PROJECT.iterdir()]:
+        if path.name not in ("projects", "clockdistill", "configs", "output"):
+            (tree / path.relative_to(ROOT)).symlink_to(path)
     shutil.copytree(families.CONFIGS, project / "configs")
+    for page in PAGES:
+        for path, code in documented_files(page.read_text(encoding="utf-8")):
+            assert not (tree / path).exists(), f"{page} overwrites {path}"
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            (tree / path).write_text(code, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        modeling = importlib.import_module("clockdistill.modeling")
-        patch.setattr(modeling, "__path__", [*modeling.__path__, str(tree / "modeling")])
-        patch.syspath_prepend(str(tree / "modules"))
-        for page in PAGES:
-            for path, code in documented_files(page.read_text(encoding="utf-8")):
-                if "configs" in path.parts:
-                    target = tree / path
-                else:
-                    target = tree / ("modeling" if "modeling" in path.parts else "modules") / path.name
-                assert not target.exists(), f"{page} overwrites {path}"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(code, encoding="utf-8")
+        patch.setattr(modeling, "__path__", [*modeling.__path__, str(project / "clockdistill" / "modeling")])
         yield tree
 
 
