@@ -11,8 +11,6 @@ import pytest
 import demo
 from clockdistill.errors import UserError
 
-RESULTS = {"student": {"bbox": {"AP": 20.0}}, "teacher": {"bbox": {"AP": 40.04}}}
-
 
 def cells(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
@@ -47,15 +45,6 @@ def test_one_seed_has_no_standard_deviation():
     summary = demo.summarize({0: pair(20.0, 22.0)})
     assert summary["std"] == {"student": None, "distilled": None, "difference": None}
     assert cells(demo.seeds_table(summary))[-1] == ["mean ± std", "20.0", "22.0", "+2.0"]
-
-
-def test_json_is_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "results.json"
-    demo.write_json(path, RESULTS)
-    with pytest.raises(TypeError):
-        demo.write_json(path, {"teacher": object()})
-    assert demo.read_json(path) == RESULTS
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("family", demo.FAMILIES)

@@ -219,9 +219,7 @@ def prune_teacher(folder):
         "config key",
     ],
 )
-def test_errors_are_one_sentence_at_the_start(
-    place, tmp_path, monkeypatch, capsys, harm, options, sentence
-):
+def test_errors_are_one_sentence_at_the_start(place, tmp_path, monkeypatch, capsys, harm, options, sentence):
     shutil.copytree(place / "street_scenes", tmp_path / "street_scenes")
     shutil.copy(place / "teacher.pth", tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))

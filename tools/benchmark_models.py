@@ -30,7 +30,7 @@ from tqdm import tqdm
 import families
 from clockdistill.engine import load_config
 from clockdistill.engine.train import build_distillation, build_optimizer
-from clockdistill.evaluation.benchmark import MEBI, blank_image, count_flops, count_parameters, environment, latency
+from clockdistill.evaluation.cost import MEBI, blank_image, count_flops, count_parameters, environment, latency
 
 STUDENTS = {
     f"{family}_{backbones}": families.coco_config(family, backbones)

@@ -32,8 +32,8 @@ import clockdistill.data  # noqa: F401  registers the data sets
 import families
 from clockdistill.engine import load_config, load_model
 from clockdistill.errors import UserError
-from clockdistill.evaluation.benchmark import comparison_table
 from clockdistill.evaluation.pictures import plot_curves, save_comparisons
+from clockdistill.evaluation.results import comparison_table, write_json
 
 # The demo changes to the root of the repository; all other paths are relative to it.
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,7 +162,7 @@ def one_seed(family: str, seed: int) -> str:
     cfgs = {name: load_config(student, [f"train.init_checkpoint={path}"]) for name, path in checkpoints.items()}
     draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()}, str(folder))
 
-    write_json(folder / "results.json", results)
+    write_json(results, folder / "results.json")
     announce(f"Done: results.json, curves.png and comparison_*.png are in {folder.resolve()}")
     return comparison_table({TITLES[name]: result for name, result in results.items()})
 
@@ -172,7 +172,7 @@ def several_seeds(family: str, seeds: list[int]) -> str:
     folder = OUTPUT / family
     (folder / "seeds.json").unlink(missing_ok=True)
     summary = summarize({seed: train_pair(family, seed, folder / f"seed{seed}") for seed in seeds})
-    write_json(folder / "seeds.json", summary)
+    write_json(summary, folder / "seeds.json")
     announce(f"Done: seeds.json is in {folder.resolve()}")
     return seeds_table(summary)
 
@@ -213,13 +213,6 @@ def seeds_table(summary: dict) -> str:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, data: dict) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def main() -> int:

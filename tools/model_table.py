@@ -2,7 +2,7 @@
 """Print a Markdown table of the parameters and multiply-adds of all configs' models, and of the families' variants.
 
 Multiply-adds are counted by fvcore in inference, on one image at the config's test size; see
-`clockdistill.evaluation.benchmark.count_flops`.
+`clockdistill.evaluation.cost.count_flops`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tqdm import tqdm
 import families
 from clockdistill.engine import load_config
 from clockdistill.errors import UserError
-from clockdistill.evaluation.benchmark import blank_image, count_flops, count_parameters
+from clockdistill.evaluation.cost import blank_image, count_flops, count_parameters
 
 # height and width of a data set's images; those of COCO vary, and this size becomes the largest, 800x1333
 IMAGES = {"kitti_val": (375, 1242), "coco_2017_val": (480, 800), "street_val": (96, 320)}

@@ -1,11 +1,11 @@
 """Training, evaluation, checkpoints and configs around Detectron2's engine."""
 
-from .benchmark import compare, eval_only
 from .checkpoint import Checkpointer, PeriodicCheckpointer
 from .config import apply_overrides, load_config
 from .defaults import run, setup
+from .evaluation import compare, eval_only
 from .hooks import EMAHook, ProgressBar
-from .named_models import NamedModel, parse_models
+from .model_spec import ModelSpec, parse_model_specs
 from .optim import get_detr_optimizer_params
 from .train import do_test, do_train, load_model, load_model_and_metadata
 from .trainer import Trainer
@@ -13,7 +13,7 @@ from .trainer import Trainer
 __all__ = [
     "Checkpointer",
     "EMAHook",
-    "NamedModel",
+    "ModelSpec",
     "PeriodicCheckpointer",
     "ProgressBar",
     "Trainer",
@@ -26,7 +26,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_model_and_metadata",
-    "parse_models",
+    "parse_model_specs",
     "run",
     "setup",
 ]

@@ -1,9 +1,7 @@
 """Training and evaluation of a LazyConfig."""
 
 import argparse
-import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterable
@@ -21,6 +19,7 @@ from torch import nn
 
 from ..distillation import DistillationHook
 from ..errors import UserError
+from ..evaluation.results import write_json
 from ..modeling.weights import WeightLoader
 from .checkpoint import Checkpointer, PeriodicCheckpointer, inference_metadata
 from .hooks import EMAHook, ProgressBar
@@ -190,21 +189,8 @@ def evaluate(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluator, ou
         results = inference_on_dataset(lambda batch: [y for x in batch for y in model([x])], loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
-        write_json(without_nan(results), os.path.join(output_dir, "results.json"))
+        write_json(results, os.path.join(output_dir, "results.json"))
     return results
-
-
-def without_nan(results):
-    """COCO has NaN for classes without objects, JSON has no NaN."""
-    if isinstance(results, dict):
-        return {key: without_nan(value) for key, value in results.items()}
-    return None if isinstance(results, float) and math.isnan(results) else results
-
-
-def write_json(data: dict, path: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2)
 
 
 def progress_hooks(cfg: DictConfig) -> list[HookBase]:

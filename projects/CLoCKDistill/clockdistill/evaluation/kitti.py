@@ -1,4 +1,4 @@
-"""KITTI's own metric as a Detectron2 evaluator."""
+"""KITTI's metric as a Detectron2 evaluator."""
 
 import logging
 import re
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 
 class KITTIEvaluator(DatasetEvaluator):
-    """Average precision of KITTI's 2D object benchmark, see `kitti_metric`, and its result files.
+    """Compute average precision of KITTI's 2D object benchmark, see `kitti_metric`, and write its result files.
 
-    Its classes are Car, Pedestrian and Cyclist, as far as the data set has them. A data set that has none of them, or
-    is not in KITTI's format, is passed over with a warning.
+    It evaluates those of the classes Car, Pedestrian and Cyclist that the data set has. If it has none of them, or is
+    not in KITTI's format, the evaluator logs a warning and returns no results.
 
     Args:
-        dataset_name: in Detectron2's catalog, by `register_kitti`.
-        output_dir: `<output_dir>/<dataset_name>_results/<frame>.txt` is written for each image, empty where nothing
-            was detected: what the benchmark's server and its development kit read. Numbers in it are the shortest
-            decimals that give the model's floats, and it is these that are evaluated.
+        dataset_name: a data set that `register_kitti` put into Detectron2's catalog.
+        output_dir: the evaluator writes `<output_dir>/<dataset_name>_results/<frame>.txt` for each image, in the format
+            of the benchmark's server and development kit; the file is empty if nothing was detected. Numbers are
+            rounded to the fewest decimals that give the same float32, and evaluated as rounded.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):
@@ -44,47 +44,48 @@ class KITTIEvaluator(DatasetEvaluator):
         if not self.classes:
             logger.warning(
                 f"The data set {dataset_name} has no {', '.join(MIN_OVERLAP)} in KITTI's format: "
-                "its evaluation leaves out KITTI's metric"
+                "skipping KITTI's metric"
             )
         self.frames = {record["image_id"]: Path(record["file_name"]).stem for record in records}
         self.labels = [read_record(record) for record in records] if self.classes else []
 
     def reset(self) -> None:
-        self.found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self.predictions: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """
+        """Collect the predictions for a batch.
+
         Args:
-            inputs: with `image_id`.
-            outputs: with `instances`: `pred_boxes` in pixels, `scores`, `pred_classes`.
+            inputs: dictionaries with `image_id`.
+            outputs: dictionaries with `instances`: `pred_boxes` in pixels, `scores` and `pred_classes`.
 
         Raises:
-            UserError: an image that the data set does not have.
+            UserError: if an image is not in the data set.
         """
         for x, output in zip(inputs, outputs, strict=True):
             if x["image_id"] not in self.frames:
                 raise UserError(
-                    f"the data set {self.dataset_name} has no image {x['image_id']}: give KITTIEvaluator, in "
-                    "dataloader.evaluator, the data set of dataloader.test"
+                    f"the data set {self.dataset_name} has no image {x['image_id']}: set the dataset_name of "
+                    "KITTIEvaluator in dataloader.evaluator to the data set of dataloader.test"
                 )
-            found = output["instances"]
-            boxes, scores = to_decimals(found.pred_boxes.tensor), to_decimals(found.scores)
-            self.found[x["image_id"]] = boxes, scores, found.pred_classes.cpu().numpy()
+            instances = output["instances"]
+            boxes, scores = to_decimals(instances.pred_boxes.tensor), to_decimals(instances.scores)
+            self.predictions[x["image_id"]] = boxes, scores, instances.pred_classes.cpu().numpy()
 
     def evaluate(self) -> OrderedDict:
-        """{"kitti": {"Car/easy/AP40": percent, …}} on the main process, see `evaluate_kitti`; elsewhere nothing."""
+        """Return {"kitti": {"Car/easy/AP40": percent, …}} on the main process, see `evaluate_kitti`; {} on others."""
         comm.synchronize()
-        found = {}
-        # a sampler may give an image to several processes, to make their numbers equal
-        for share in comm.gather(self.found, dst=0):
-            found |= share
+        predictions = {}
+        # a sampler may give an image to several processes to give each the same number
+        for part in comm.gather(self.predictions, dst=0):
+            predictions |= part
         if not (comm.is_main_process() and self.classes):
             return OrderedDict()
-        nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
+        empty = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
         names = np.array(self.class_names)
         detections = []
         for image_id in self.frames:
-            boxes, scores, labels = found.get(image_id, nothing)
+            boxes, scores, labels = predictions.get(image_id, empty)
             detections.append(Detections(names[labels], boxes, scores))
         write_results(self.folder, list(self.frames.values()), detections)
         results = evaluate_kitti(self.labels, detections, self.classes)
@@ -93,11 +94,11 @@ class KITTIEvaluator(DatasetEvaluator):
 
 
 def read_record(record: dict) -> Labels:
-    """Lines of the label file of an image out of Detectron2's dictionary, as `load_kitti` makes it.
+    """Recover an image's label file from its record of `load_kitti`.
 
-    Types are the file's and not what a class set makes of them: the benchmark counts no Van as a Car.
+    Types are those of the file, even if the class set maps them to others: the benchmark counts no Van as a Car.
     """
-    # a DontCare region is there once for each class
+    # records repeat a DontCare region for each class
     lines = [a for a in record["annotations"] if a["type"] != DONT_CARE or a["category_id"] == 0]
     return Labels(
         types=np.array([a["type"] for a in lines], dtype=str),
@@ -108,10 +109,7 @@ def read_record(record: dict) -> Labels:
 
 
 def to_decimals(values: Tensor) -> np.ndarray:
-    """Of the numbers that float32 rounds to these values the ones with the fewest decimals, as float64.
-
-    A label's 25.3 that went through a float32 is 25.3 again, and not 25.299999.
-    """
+    """Round to the fewest decimals that give the same float32, as float64: 25.299999 becomes 25.3."""
     values = values.cpu().float().numpy()
     exact = values.astype(np.float64)
     numbers = exact.copy()
@@ -122,21 +120,21 @@ def to_decimals(values: Tensor) -> np.ndarray:
 
 
 def write_results(folder: Path, frames: list[str], detections: list[Detections]) -> None:
-    """Result files in KITTI's format, 16 fields a line, in the place of any that are there."""
+    """Write result files in KITTI's format, 16 fields per line, after removing any old ones."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.txt"):
         old.unlink()
-    for frame, found in zip(frames, detections, strict=True):
-        lines = zip(found.types.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
+    for frame, lines in zip(frames, detections, strict=True):
+        rows = zip(lines.types.tolist(), lines.boxes.tolist(), lines.scores.tolist(), strict=True)
         text = "".join(
             f"{name} -1 -1 -10 {left} {top} {right} {bottom} -1 -1 -1 -1000 -1000 -1000 -10 {score}\n"
-            for name, (left, top, right, bottom), score in lines
+            for name, (left, top, right, bottom), score in rows
         )
         (folder / f"{frame}.txt").write_text(text, encoding="utf-8")
 
 
 def results_table(results: dict[str, float]) -> str:
-    """A row a class, AP with 40 recall points and then with 11 for each difficulty."""
+    """Table of AP with one row per class: 40 recall points by difficulty, then 11."""
     columns = [f"{difficulty}/{metric}" for metric in ("AP40", "AP11") for difficulty in DIFFICULTIES]
     names = list(dict.fromkeys(key.split("/")[0] for key in results))
     rows = [[name, *(results[f"{name}/{column}"] for column in columns)] for name in names]

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from clockdistill.evaluation import benchmark as benchmark_module
-from clockdistill.evaluation.benchmark import (
+from clockdistill.evaluation import cost
+from clockdistill.evaluation.cost import (
     benchmark,
     blank_image,
-    comparison_table,
     count_flops,
     count_parameters,
     latency,
@@ -22,7 +21,7 @@ from helpers.models import VARIANTS, tiny
 
 
 class Sleeper(nn.Module):
-    """Takes the next of its durations in seconds at every call, the last one for ever."""
+    """Sleeps for the next of its durations in seconds at each call, and for the last one from then on."""
 
     def __init__(self, *durations):
         super().__init__()
@@ -35,13 +34,13 @@ class Sleeper(nn.Module):
         return [{} for _ in batch]
 
 
-def test_each_model_gets_its_own_time_in_milliseconds():
+def test_latency_is_in_milliseconds_by_model():
     times = latency({"fast": Sleeper(0.004), "slow": Sleeper(0.04)}, [{}, {}], rounds=4)
     assert {name: len(values) for name, values in times.items()} == {"fast": 8, "slow": 8}
     assert 4 <= min(times["fast"]) < 40 <= min(times["slow"]) < 400
 
 
-def test_warm_up_does_not_count():
+def test_warm_up_is_not_timed():
     model = Sleeper(0.2, 0.2, 0.001)  # two images
     assert max(latency({"model": model}, [{}, {}], rounds=3)["model"]) < 200
 
@@ -62,12 +61,12 @@ def test_images_come_one_by_one_and_models_take_turns():
 
 
 @pytest.mark.parametrize(("model", "expected"), [(nn.Linear(3, 5), 20), (nn.BatchNorm2d(4), 8)])
-def test_buffers_are_no_parameters(model, expected):
+def test_buffers_are_not_parameters(model, expected):
     assert count_parameters(model) == expected
 
 
 def flops_by_hand(module, inputs, kwargs, output):
-    """One module's multiply-adds by the formula of its kind, from the shapes that it saw."""
+    """The multiply-adds of one module by its formula, from the shapes of its inputs and outputs."""
     if isinstance(module, nn.Conv2d):
         return output.numel() * module.weight[0].numel()
     if isinstance(module, nn.Linear):
@@ -77,13 +76,13 @@ def flops_by_hand(module, inputs, kwargs, output):
     if isinstance(module, nn.LayerNorm | nn.GroupNorm):
         return 5 * output.numel()
     if isinstance(module, nn.MultiheadAttention):
-        # its projections are no modules of their own: of queries, keys, values and results; then Q K^T and A V
+        # projections of queries, keys, values and outputs, which are not submodules; then Q K^T and A V
         queries, keys, width = inputs[0].shape[1], inputs[1].shape[1], module.embed_dim
         return (2 * queries + 2 * keys) * width**2 + 2 * queries * keys * width
     if isinstance(module, SelfAttention):
         return 2 * inputs[0].shape[1] ** 2 * inputs[0].shape[2]
     if isinstance(module, CrossAttention):
-        # content and position side by side: similarities are twice as wide as values
+        # content and position are concatenated: queries and keys are twice as wide as values
         return 3 * inputs[0].shape[1] * inputs[3].tokens.shape[1] * inputs[0].shape[2]
     if isinstance(module, MultiScaleDeformableAttention):
         return 5 * inputs[0].numel() * module.num_levels * module.num_points
@@ -91,7 +90,7 @@ def flops_by_hand(module, inputs, kwargs, output):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_flops_are_those_of_the_formulas(variant):
+def test_flops_equal_the_formulas(variant):
     model = tiny(variant).eval()
     x = blank_image(96, 160)
     expected, cells = [], []
@@ -101,14 +100,14 @@ def test_flops_are_those_of_the_formulas(variant):
     with torch.no_grad():
         model([x])
     # the padding mask is resized to every level
-    wanted = sum(expected) + sum(cells)
+    total = sum(expected) + sum(cells)
     if isinstance(model.decoder, AnchorDecoder):
-        # no output depends on the boxes that a further layer would start from
-        wanted -= 20 * (2 * model.embed_dim**2 + 4 * model.embed_dim)
-    assert count_flops(model, x) == wanted
+        # no output depends on the last layer's reference boxes
+        total -= 20 * (2 * model.embed_dim**2 + 4 * model.embed_dim)
+    assert count_flops(model, x) == total
 
 
-def test_flops_grow_with_the_pixels_and_in_dense_attention_faster():
+def test_flops_are_linear_in_pixels_except_for_dense_attention():
     counts = [count_flops(tiny("dino").eval(), blank_image(64 * n, 128)) for n in (1, 2, 3)]
     assert counts[2] - counts[1] == counts[1] - counts[0] > 0
     dense = [count_flops(tiny("dab_detr").eval(), blank_image(64 * n, 128)) for n in (1, 2, 3)]
@@ -124,12 +123,12 @@ def test_flops_are_the_same_on_pure_pytorch(monkeypatch):
     )
     assert count_flops(model, x) == count
     assert calls
-    # and where the library was not built, but the operator is called by name
+    # and if the operator is called by name without its library
     monkeypatch.setattr("clockdistill.layers.attention.ms_deform_attn", torch.ops.clockdistill.ms_deform_attn)
     assert count_flops(model, x) == count
 
 
-def test_flops_of_a_fused_module_are_not_hidden():
+def test_flops_of_a_fused_module_are_counted():
     class SelfAttending(nn.Module):
         def __init__(self):
             super().__init__()
@@ -144,7 +143,7 @@ def test_flops_of_a_fused_module_are_not_hidden():
 
 
 class Widener(nn.Module):
-    """A million float32 (4 MB) at first, twice as many for a time, then as many again, beside 4 kB of its own."""
+    """Allocates up to three million float32 at once (12 MB), beside a parameter of 4 kB."""
 
     def __init__(self):
         super().__init__()
@@ -161,16 +160,16 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_peak_memory_is_that_of_the_tensors_alive_together(device):
+def test_peak_memory_is_that_of_concurrent_tensors(device):
     other = torch.zeros(5_000_000, device=device)
     expected = 4 * (1000 + 3_000_000)
     assert peak_memory(Widener().to(device), {}) == pytest.approx(expected, rel=1e-3)
     del other
 
 
-def test_benchmark_counts_at_the_commonest_size_and_takes_statistics_of_all_times(monkeypatch):
+def test_benchmark_uses_the_most_frequent_size_and_all_times(monkeypatch):
     times = [10.0] * 50 + [20.0] * 45 + [100.0] * 5
-    monkeypatch.setattr(benchmark_module, "latency", lambda models, inputs, rounds: dict.fromkeys(models, times))
+    monkeypatch.setattr(cost, "latency", lambda models, inputs, rounds: dict.fromkeys(models, times))
     model = tiny("dab_detr").eval()
     inputs = [blank_image(32, 64), blank_image(64, 96), blank_image(64, 96)]
     result = benchmark({"tiny": model}, inputs, rounds=3)["tiny"]
@@ -181,31 +180,3 @@ def test_benchmark_counts_at_the_commonest_size_and_takes_statistics_of_all_time
     assert 20 <= result["ms_per_image_p95"] < 30
     assert result["images_per_second"] == pytest.approx(1000 / 19)
     assert 4 * result["parameters"] / 2**20 < result["peak_memory_mib"] < 20
-
-
-def test_comparison_table_has_differences_from_the_first():
-    cost = dict(image_size=[96, 320], gflops=0.55, ms_per_image_p95=30.0, images_per_second=40.0, peak_memory_mib=12.4)
-    results = {
-        "student": {
-            "bbox": {"AP": 12.84, "AP-Tram": None},
-            "kitti": {"Car/easy/AP40": 1.0, "Car/moderate/AP40": 60.0},
-            "benchmark": dict(cost, parameters=1_520_000, ms_per_image=22.0),
-        },
-        "distilled": {
-            "bbox": {"AP": 17.36, "AP-Tram": 3.0},
-            "kitti": {"Car/easy/AP40": 1.0, "Car/moderate/AP40": 58.5},
-            "benchmark": dict(cost, parameters=2_460_000, ms_per_image=21.5),
-        },
-    }
-    lines = comparison_table(results).splitlines()
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert header == ["", "student", "distilled"]
-    assert rows[:5] == [
-        ["AP", "12.8", "17.4 (+4.5)"],
-        ["AP-Tram", "-", "3.0"],
-        ["kitti Car/moderate/AP40", "60.0", "58.5 (-1.5)"],
-        ["parameters (M)", "1.52", "2.46 (+0.94)"],
-        ["GFLOPs at 96x320", "0.55", "0.55 (+0.00)"],
-    ]
-    assert ["ms per image, median", "22.0", "21.5 (-0.5)"] in rows
-    assert rows[-1] == ["peak memory (MiB)", "12", "12 (+0)"]

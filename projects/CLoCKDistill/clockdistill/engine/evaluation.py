@@ -1,0 +1,90 @@
+"""`--eval-only` and `--compare`: the accuracy and cost of one model, or of several side by side."""
+
+import copy
+import logging
+import os
+import re
+from collections.abc import Sequence
+from itertools import chain, islice
+
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from tabulate import tabulate
+from torch import nn
+
+from ..errors import UserError
+from ..evaluation.cost import benchmark, environment
+from ..evaluation.results import comparison_table, nan_to_none, write_json
+from .config import load_config
+from .model_spec import parse_model_specs
+from .train import build_loader, do_test, load_model
+
+FOLDER = re.compile(r"\w[\w .+-]*")
+
+logger = logging.getLogger(__name__)
+
+
+def eval_only(cfg: DictConfig) -> dict:
+    """Evaluate the model of a config with the weights of `cfg.train.init_checkpoint`, and measure its cost.
+
+    Returns:
+        On the main process the contents of `<output_dir>/results.json`: the evaluators' results by task, `benchmark`
+        (see `evaluation.cost.benchmark`) and `environment`.
+    """
+    return _evaluate({"model": cfg})["model"]
+
+
+def compare(cfg: DictConfig, models: Sequence[str]) -> dict[str, dict]:
+    """Evaluate several models on the test set of a config, and log a table with differences from the first.
+
+    Each model's results are written to `<output_dir>/NAME/`, and those of all models to `<output_dir>/comparison.json`.
+
+    Args:
+        cfg: the test set, and the number of classes of all models.
+        models: NAME=CONFIG:CHECKPOINT each. Only `model` of these configs is used.
+
+    Raises:
+        UserError: if a model cannot be parsed or loaded, or its name is not unique or not a valid folder name.
+    """
+    cfgs = {}
+    for name, config_file, checkpoint in parse_model_specs(models, "--compare"):
+        if not FOLDER.fullmatch(name):
+            raise UserError(f"--compare {name!r} is not a valid folder name for its results: use letters, digits, ._+-")
+        cfgs[name] = model_cfg = copy.deepcopy(cfg)
+        model_cfg.model = load_config(config_file).model
+        if "num_classes" in model_cfg.model:
+            model_cfg.model.num_classes = cfg.model.num_classes  # the command line may have set it
+        model_cfg.train.init_checkpoint = checkpoint
+        model_cfg.train.output_dir = os.path.join(cfg.train.output_dir, name)
+    results = _evaluate(cfgs)
+    if comm.is_main_process():
+        write_json(results, os.path.join(cfg.train.output_dir, "comparison.json"))
+    return results
+
+
+def _evaluate(cfgs: dict[str, DictConfig]) -> dict[str, dict]:
+    """Evaluate the models of configs with the same test set."""
+    # load all checkpoints first, so that an error comes before the first evaluation
+    models = {name: load_model(cfg) for name, cfg in cfgs.items()}
+    results = {name: do_test(cfg, models[name]) for name, cfg in cfgs.items()}
+    if not comm.is_main_process():
+        return results
+    results = nan_to_none(results)
+    first = next(iter(cfgs))
+    settings = cfgs[first].train.get("benchmark")
+    if settings is not None:
+        costs, machine = _benchmark(cfgs[first], models, **settings)
+        for name, cfg in cfgs.items():
+            results[name] |= dict(benchmark=costs[name], environment=machine)
+            write_json(results[name], os.path.join(cfg.train.output_dir, "results.json"))
+    logger.info(f"Results{f', and differences from {first}' if len(cfgs) > 1 else ''}:\n{comparison_table(results)}")
+    return results
+
+
+def _benchmark(cfg: DictConfig, models: dict[str, nn.Module], images: int, rounds: int) -> tuple[dict, dict]:
+    """Measure the cost of models on the first images of the test set, and describe the environment."""
+    logger.info(f"Measuring latency and memory on {images} images, {rounds} rounds")
+    inputs = list(islice(chain.from_iterable(build_loader(cfg, "test")), images))
+    machine = environment(next(next(iter(models.values())).parameters()).device)
+    logger.info(f"Hardware and versions:\n{tabulate(machine.items())}")
+    return benchmark(models, inputs, rounds), machine

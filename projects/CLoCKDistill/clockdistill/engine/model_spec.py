@@ -1,0 +1,37 @@
+"""Models given on the command line as NAME=CONFIG:CHECKPOINT."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..errors import UserError
+
+
+class ModelSpec(NamedTuple):
+    """A name for tables and pictures, the path of a LazyConfig file, and the path of a checkpoint."""
+
+    name: str
+    config_file: str
+    checkpoint: str
+
+
+def parse_model_specs(texts: Sequence[str], flag: str) -> list[ModelSpec]:
+    """Parse models such as `"Distilled student=config.py:model_final.pth"`.
+
+    Args:
+        texts: NAME=CONFIG:CHECKPOINT each. The name ends at the first =, the config at the first colon after it.
+        flag: the command-line flag, for error messages.
+
+    Raises:
+        UserError: if the syntax is wrong or two models have the same name.
+    """
+    specs = []
+    for text in texts:
+        name, _, rest = text.partition("=")
+        config_file, _, checkpoint = rest.partition(":")
+        spec = ModelSpec(name.strip(), config_file, checkpoint)
+        if not all(spec):
+            raise UserError(f"cannot parse {flag} {text!r}: write NAME=config.py:checkpoint.pth")
+        if spec.name in [other.name for other in specs]:
+            raise UserError(f"two models of {flag} have the name {spec.name}: rename one of them")
+        specs.append(spec)
+    return specs
