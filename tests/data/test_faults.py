@@ -307,7 +307,7 @@ CONFIG_FAULTS = {
         "unknown config key train.max_iters: did you mean ",
     ),
     "wrong type": (STREET, ["train.max_iter=many"], r"train\.max_iter cannot be 'many': it must be an integer"),
-    "no override": (STREET, ["train.max_iter"], "written key=value"),
+    "no override": (STREET, ["train.max_iter"], "as key=value"),
     "other number of classes": (
         STREET,
         ["model.num_classes=3"],
@@ -323,13 +323,13 @@ CONFIG_FAULTS = {
     "mixed precision of no type": (
         STREET,
         ["train.amp.enabled=True", "train.amp.dtype=half"],
-        "train.amp.dtype cannot be 'half'",
+        "train.amp.dtype is 'half': choose one of bfloat16, float16",
     ),
     "no initial weights": (STREET, ["train.init_checkpoint=nowhere.pth"], r"nowhere\.pth"),
     "evaluation without weights": (STREET, ["--eval-only", "train.init_checkpoint=''"], "no trained weights are given"),
     "no teacher": (DISTILLED, ["distillation.teacher.checkpoint=nowhere.pth"], r"nowhere\.pth"),
     "no teacher's config": (DISTILLED, ["distillation.teacher.config=nowhere.py"], r"nowhere\.py does not exist"),
-    "unknown feature": (DISTILLED, ["distillation.losses.0.feature=pixels"], "one of tokens, features, and not pixels"),
+    "unknown feature": (DISTILLED, ["distillation.losses.memory.feature=pixels"], "choose tokens or features"),
 }
 
 
