@@ -95,11 +95,12 @@ def operators() -> dict:
             """Return "" on success, else the reason for the failure."""
             # Update the extension in place: setuptools has set attributes on it that a new one would lack.
             vars(self.extensions[0]).update(vars(extension(with_cuda)))
-            inplace = self.inplace
+            inplace, compiler = self.inplace, self.compiler
             try:
                 super().run()
             except (Exception, SystemExit) as error:
-                self.inplace = inplace  # setuptools changes it during the build
+                # setuptools changes both during the build, and a second one needs them as they were.
+                self.inplace, self.compiler = inplace, compiler
                 return f"they did not compile ({error}): run `pip install -v -e .` to see the compiler's messages"
             return ""
 

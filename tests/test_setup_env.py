@@ -90,7 +90,7 @@ def test_complete_venv_needs_nothing(project, commands):
 def test_changed_requirements_are_installed(project, commands):
     setup_env.REQUIREMENTS[0].write_text("another\n")
     assert setup_env.set_up(setup_env.VENV_PYTHON)
-    assert [arguments[-1] for arguments in commands] == [*map(str, setup_env.REQUIREMENTS), "."]
+    assert [arguments[-1] for arguments in commands] == list(map(str, setup_env.REQUIREMENTS))
     assert "--require-hashes" in commands[1]
     assert f"--target={project / '.venv/lib/python3.12/site-packages'}" in commands[1]
     assert not setup_env.set_up(setup_env.VENV_PYTHON)

@@ -82,13 +82,15 @@ def set_up(python: str | Path) -> bool:
     if packages_missing:
         if not VENV_PYTHON.exists() and subprocess.run(venv_command()).returncode:
             fail("cannot create .venv, see above")
-        print("Installing the packages into .venv (about 3 GB to download, 5 GB on disk)", flush=True)
+        print("Installing the packages into .venv (up to 3 GB to download, 5 GB on disk)", flush=True)
         pip_install(python, "-r", str(REQUIREMENTS[0]))
-        pip_install(python, *detectron2_arguments(next(VENV.glob("lib/python3.*/site-packages"))))
-    elif package_is_current(python):
+        pip_install(python, "-q", *detectron2_arguments(next(VENV.glob("lib/python3.*/site-packages"))))
+    package_missing = not package_is_current(python)
+    if package_missing:
+        print("Installing clockdistill and compiling its operators (about half a minute)", flush=True)
+        pip_install(python, "-q", "--no-build-isolation", "-e", ".")
+    if not packages_missing and not package_missing:
         return False
-    print("Installing clockdistill and compiling its operators (about half a minute)", flush=True)
-    pip_install(python, "--no-build-isolation", "-e", ".")
     if subprocess.run([str(python), "-W", "ignore", "-c", CHECK], cwd=ROOT).returncode:
         fail(f"{python} cannot import what the project needs, see above")
     if packages_missing:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from clockdistill.engine.config import apply_overrides
 from clockdistill.errors import UserError
 from clockdistill.modeling import build_resnet
-from clockdistill.modeling.foreign import translate
+from clockdistill.modeling.conversion import convert_state_dict
 from helpers.models import random_batch, tiny_config
 
 
@@ -27,7 +27,7 @@ def test_dilated_last_stage_matches_torchvision():
     torchvision = pytest.importorskip("torchvision.models")
     reference = torchvision.resnet50(replace_stride_with_dilation=[False, False, True]).eval()
     model = build_resnet(50, norm="BN", out_features=["res5"], dilate_res5=True).eval()
-    model.load_state_dict(translate(reference.state_dict(), model), strict=False)
+    model.load_state_dict(convert_state_dict(reference.state_dict(), model), strict=False)
     assert model.output_shape()["res5"].stride == 16
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():

@@ -1,4 +1,7 @@
-"""DINO once more, from its paper and those it builds on: functions of a file's weights `w`, one image at a time."""
+"""A second implementation of DINO, for one image, from the formulas of its paper and of those it builds on.
+
+All functions read the weights `w` by the names that DINO's authors give them.
+"""
 
 import math
 
@@ -8,8 +11,8 @@ import torch.nn.functional as F
 
 from clockdistill.modeling.detector import padding_masks
 from clockdistill.modeling.weights import load_weights
-from helpers.foreign_names import detector, written
 from helpers.models import random_batch
+from helpers.reference_checkpoints import small_detector, source_state_dict
 
 
 def linear(w, name, x):
@@ -17,8 +20,8 @@ def linear(w, name, x):
 
 
 def layer_norm(w, name, x):
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
 def mlp(w, name, x, depth):
@@ -33,7 +36,7 @@ def feed_forward(w, name, x):
 
 
 def sines(angle, width, temperature):
-    """Even channels are sines and odd ones cosines, two by two of the same wavelength."""
+    """Sines in even channels and cosines in odd ones; each pair has the same wavelength."""
     phases = [angle / temperature ** (i // 2 * 2 / width) for i in range(width)]
     return torch.stack([phase.cos() if i % 2 else phase.sin() for i, phase in enumerate(phases)], -1)
 
@@ -43,7 +46,7 @@ def logit(x):
 
 
 def deformable_attention(w, name, query, tokens, masks, reference, heads=4, points=2):
-    """(Q, C) of queries (Q, C), tokens (N, C), a padding mask a level, and points or boxes (Q, levels, 2 or 4)."""
+    """(Q, C) from queries (Q, C), tokens (N, C), a padding mask per level, and points or boxes (Q, levels, 2 or 4)."""
     num_queries, levels = len(query), len(masks)
     padding = torch.cat([mask.flatten() for mask in masks])
     value = linear(w, f"{name}.value_proj", tokens)
@@ -64,12 +67,12 @@ def deformable_attention(w, name, query, tokens, masks, reference, heads=4, poin
                 else:
                     offset = offset / points * reference[:, level, 2:] / 2
                 grid = 2 * (reference[:, level, :2] + offset) - 1
-                seen = F.grid_sample(cells[:, :, head].permute(2, 0, 1)[None], grid[None, None], align_corners=False)
-                output[:, head] += weights[:, head, level, point, None] * seen[0, :, 0].T
+                sampled = F.grid_sample(cells[:, :, head].permute(2, 0, 1)[None], grid[None, None], align_corners=False)
+                output[:, head] += weights[:, head, level, point, None] * sampled[0, :, 0].T
     return linear(w, f"{name}.output_proj", output.flatten(1))
 
 
-def self_attention_of(w, name, query, value, heads=4):
+def self_attention(w, name, query, value, heads=4):
     width = query.shape[1] // heads
     weight, bias = w[f"{name}.in_proj_weight"].chunk(3), w[f"{name}.in_proj_bias"].chunk(3)
     q, k, v = (x @ a.T + b for x, a, b in zip((query, query, value), weight, bias))
@@ -81,14 +84,14 @@ def self_attention_of(w, name, query, value, heads=4):
 
 
 def reference_dino(w, maps, masks, num_queries):
-    """Memory (N, C) and every decoder layer's logits (Q, K) and boxes (Q, 4), from the neck's maps (C, H_l, W_l).
+    """Memory (N, C) and the logits (Q, K) and boxes (Q, 4) of each decoder layer, from the neck's maps (C, H_l, W_l).
 
     Args:
         masks: (H_l, W_l), True on padding.
     """
     tokens = torch.cat([x.flatten(1).T for x in maps])
     channels = tokens.shape[1]
-    position, centres, sizes, ratios = [], [], [], []
+    position, centers, sizes, ratios = [], [], [], []
     for level, mask in enumerate(masks):
         rows, columns = mask.shape
         y, x = (~mask).cumsum(0), (~mask).cumsum(1)
@@ -97,57 +100,59 @@ def reference_dino(w, maps, masks, num_queries):
         encoded = torch.cat([sines(angle, channels // 2, 20) for angle in angles], -1)
         position.append(encoded.view(-1, channels) + w["transformer.level_embed"][level])
         grid_y, grid_x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
-        centres.append(torch.stack((grid_x / width, grid_y / height), -1).view(-1, 2))
+        centers.append(torch.stack((grid_x / width, grid_y / height), -1).view(-1, 2))
         sizes.append(torch.full((rows * columns, 2), 0.05 * 2**level))
         ratios.append([width / columns, height / rows])
-    position, centres, ratios = torch.cat(position), torch.cat(centres), torch.tensor(ratios)
+    position, centers, ratios = torch.cat(position), torch.cat(centers), torch.tensor(ratios)
 
-    name = "transformer.encoder.layers.0"
-    reference = centres[:, None] * ratios
-    seen = deformable_attention(w, f"{name}.self_attn", tokens + position, tokens, masks, reference)
-    tokens = layer_norm(w, f"{name}.norm1", tokens + seen)
-    memory = layer_norm(w, f"{name}.norm2", tokens + feed_forward(w, name, tokens))
+    reference = centers[:, None] * ratios
+    for layer in range(6):
+        name = f"transformer.encoder.layers.{layer}"
+        attended = deformable_attention(w, f"{name}.self_attn", tokens + position, tokens, masks, reference)
+        tokens = layer_norm(w, f"{name}.norm1", tokens + attended)
+        tokens = layer_norm(w, f"{name}.norm2", tokens + feed_forward(w, name, tokens))
+    memory = tokens
 
-    anchors = torch.cat((centres, torch.cat(sizes)), 1)
-    fit = ((anchors > 0.01) & (anchors < 0.99)).all(1) & ~torch.cat([mask.flatten() for mask in masks])
-    proposals = linear(w, "transformer.enc_output", torch.where(fit[:, None], memory, 0))
+    anchors = torch.cat((centers, torch.cat(sizes)), 1)
+    valid = ((anchors > 0.01) & (anchors < 0.99)).all(1) & ~torch.cat([mask.flatten() for mask in masks])
+    proposals = linear(w, "transformer.enc_output", torch.where(valid[:, None], memory, 0))
     proposals = layer_norm(w, "transformer.enc_output_norm", proposals)
     scores = linear(w, "transformer.enc_out_class_embed", proposals).amax(1)
     best = scores.argsort(descending=True)[:num_queries]
-    start = torch.where(fit[:, None], (anchors / (1 - anchors)).log(), math.inf)
+    start = torch.where(valid[:, None], (anchors / (1 - anchors)).log(), math.inf)
     boxes = (mlp(w, "transformer.enc_out_bbox_embed", proposals, 3) + start)[best].sigmoid()
 
-    content, twice, logits, answers = w["transformer.tgt_embed.weight"], boxes, [], []
-    for layer in range(2):
+    content, twice, logits, all_boxes = w["transformer.tgt_embed.weight"], boxes, [], []
+    for layer in range(6):
         name = f"transformer.decoder.layers.{layer}"
         reference = boxes[:, None] * torch.cat((ratios, ratios), 1)
         cx, cy, width, height = (reference[:, 0] * 2 * math.pi).unbind(1)
         encoded = torch.cat([sines(angle, channels // 2, 10000) for angle in (cy, cx, width, height)], 1)
-        place = mlp(w, "transformer.decoder.ref_point_head", encoded, 2)
-        seen = self_attention_of(w, f"{name}.self_attn", content + place, content)
-        content = layer_norm(w, f"{name}.norm2", content + seen)
-        seen = deformable_attention(w, f"{name}.cross_attn", content + place, memory, masks, reference)
-        content = layer_norm(w, f"{name}.norm1", content + seen)
+        query_position = mlp(w, "transformer.decoder.ref_point_head", encoded, 2)
+        attended = self_attention(w, f"{name}.self_attn", content + query_position, content)
+        content = layer_norm(w, f"{name}.norm2", content + attended)
+        attended = deformable_attention(w, f"{name}.cross_attn", content + query_position, memory, masks, reference)
+        content = layer_norm(w, f"{name}.norm1", content + attended)
         content = layer_norm(w, f"{name}.norm3", content + feed_forward(w, name, content))
 
         normed = layer_norm(w, "transformer.decoder.norm", content)
         logits.append(linear(w, f"class_embed.{layer}", normed))
-        # scored from the layer before's own boxes, looking forward twice, and refined before the norm
-        answers.append((mlp(w, f"bbox_embed.{layer}", normed, 3) + logit(twice)).sigmoid())
+        # look forward twice: the loss sees the previous layer's refined boxes; the next layer's come before the norm
+        all_boxes.append((mlp(w, f"bbox_embed.{layer}", normed, 3) + logit(twice)).sigmoid())
         twice = (mlp(w, f"bbox_embed.{layer}", content, 3) + logit(boxes)).sigmoid()
         boxes = twice
-    return memory, torch.stack(logits), torch.stack(answers)
+    return memory, torch.stack(logits), torch.stack(all_boxes)
 
 
 @pytest.mark.parametrize("variant", ["dino", "dino.5scale"])
-def test_outputs_are_those_of_the_papers_formulas(tmp_path, variant):
-    source = detector("official", variant, seed=1, num_queries=12)
+def test_outputs_match_the_formulas_of_the_papers(tmp_path, variant):
+    source = small_detector("authors", variant, seed=2, num_queries=12)
     # the first layer makes boxes so narrow that their logits are clipped
     source.box_heads[0].layers[-1].bias.data[2] -= 8
-    weights = written("official", variant, source)
-    torch.save({"model": weights}, tmp_path / "official.pth")
-    model = detector("official", variant, seed=2, num_queries=12)
-    load_weights(model, str(tmp_path / "official.pth"), strict=True)
+    weights = source_state_dict("authors", variant, source)
+    torch.save({"model": weights}, tmp_path / "authors.pth")
+    model = small_detector("authors", variant, seed=1, num_queries=12)
+    load_weights(model, str(tmp_path / "authors.pth"), strict=True)
     images = model.preprocess(random_batch(sizes=((64, 96), (96, 70))))
     with torch.no_grad():
         maps = model.neck(model.backbone(images.tensor))

@@ -1,4 +1,4 @@
-"""Weights from files: ours, Detectron2's model zoo, and those of `foreign`. What did not match is said."""
+"""Load weights of our models, Detectron2's model zoo and other implementations, and report what did not match."""
 
 import argparse
 import os
@@ -12,13 +12,16 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .foreign import AVERAGED, translate
+from .conversion import convert_state_dict
+
+# where DINO's authors and detrex keep averaged weights, beside "model"
+AVERAGED_WEIGHTS = ("ema_model", "ema_state")
 
 
-class Inert:
-    """Stands for classes whose objects are found beside weights: holds what the file says of them, and does nothing.
+class PlaceholderClass:
+    """Stands in for classes that checkpoints contain beside weights: keeps the attributes, without any behavior.
 
-    detrex's training checkpoints have config lists among the optimizer's settings.
+    detrex's training checkpoints have omegaconf's containers among the optimizer's settings.
     """
 
     NAMES = (
@@ -40,18 +43,20 @@ class Inert:
         pass
 
 
-# the official repositories save their command line beside the weights; it is a record of plain values
+# the authors' repositories save their command line beside the weights; a Namespace only holds plain values
 torch.serialization.add_safe_globals([argparse.Namespace])
-torch.serialization.add_safe_globals([type(name, (Inert,), {"__module__": module}) for module, name in Inert.NAMES])
+torch.serialization.add_safe_globals(
+    [type(name, (PlaceholderClass,), {"__module__": module}) for module, name in PlaceholderClass.NAMES]
+)
 
 
 class LoadReport(NamedTuple):
-    """What did not match when weights were loaded: parameters and buffers by name.
+    """The parameters and buffers that did not match when weights were loaded.
 
     Attributes:
-        missing: in the model, not in the file.
-        unexpected: in the file, not in the model.
-        mismatched: (name, shape in the file, shape in the model) where the two differ.
+        missing: names in the model but not in the file.
+        unexpected: names in the file but not in the model.
+        mismatched: (name, shape in the file, shape in the model) of those that differ in shape.
     """
 
     missing: list[str]
@@ -60,44 +65,47 @@ class LoadReport(NamedTuple):
 
     @property
     def unset(self) -> list[str]:
-        """What the model did not get from the file."""
+        """Names in the model that the file did not set."""
         return self.missing + [name for name, *_ in self.mismatched]
 
 
 class WeightLoader(DetectionCheckpointer):
-    """Detectron2's checkpointer that also reads what other programs wrote, and keeps a report.
+    """Detectron2's checkpointer, extended to the formats of other implementations and a report.
 
-    No code is run from `.pth` files; Detectron2's `.pkl` files are pickles, and as trustworthy as their source.
+    Loading a `.pth` file runs no code from it. Detectron2's `.pkl` files are pickles: only load those you trust.
 
     Attributes:
-        report: of the last `load`, or None.
+        report: what did not match in the last `load`, or None.
     """
 
     report: LoadReport | None = None
 
     def load(self, path: str, checkpointables: list[str] | None = None, strict: bool = False) -> dict[str, Any]:
-        """Load the model's weights, warn of what did not match, and keep it in `report`.
+        """Load the model's weights, log a warning of what did not match, and keep it in `report`.
 
         Args:
-            path: a file, or an address that Detectron2 knows (`detectron2://`, `https://`); nothing is loaded from "".
-            strict: raise a `UserError` where a parameter or buffer of the model is left unset.
+            path: a file or a URL that Detectron2 can open (`detectron2://`, `https://`). "" loads nothing.
+            checkpointables: names of other objects to load, by default all; see Detectron2.
+            strict: raise a `UserError` if a parameter or buffer of the model is not set.
 
         Returns:
-            What else the file holds.
+            The file's other entries, such as the iteration.
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
-            raise UserError(f"checkpoint {path} does not exist: give the path of a file that was saved by training")
+            raise UserError(f"checkpoint {path} does not exist: check the path")
         self.report = None
         try:
             extra = super().load(path, checkpointables)
         except URLError as error:
-            raise UserError(f"checkpoint {path} cannot be fetched ({error.reason}): give a local file") from error
+            raise UserError(
+                f"checkpoint {path} cannot be downloaded ({error.reason}): give the path of a local file"
+            ) from error
         if strict and self.report is not None and self.report.unset:
             unset = self.report.unset
             names = ", ".join(unset[:3]) + (", …" if len(unset) > 3 else "")
             raise UserError(
                 f"checkpoint {path} leaves {len(unset)} of {len(self.model.state_dict())} parameters and buffers of "
-                f"the model unset ({names}): give a checkpoint that was trained with this model config"
+                f"the model unset ({names}): use a checkpoint that was trained with this model config"
             )
         return extra
 
@@ -107,25 +115,25 @@ class WeightLoader(DetectionCheckpointer):
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             if refused := re.search(r"GLOBAL (\S+)", str(error)):
                 raise UserError(
-                    f"{f} is not read, since it holds more than tensors ({refused[1]}) and could run code: save its "
-                    'weights alone, as torch.save({"model": model.state_dict()}, PATH)'
+                    f"{f} is not safe to load, since it contains {refused[1]} and could run code: save only its "
+                    'weights, with torch.save({"model": model.state_dict()}, PATH)'
                 ) from error
-            raise UserError(f"{f} cannot be read as a checkpoint: give a file of tensors saved by PyTorch") from error
-        averaged = next((key for key in AVERAGED if isinstance(loaded, dict) and loaded.get(key)), None)
+            raise UserError(f"{f} cannot be read as a checkpoint: use a file saved by torch.save") from error
+        averaged = next((key for key in AVERAGED_WEIGHTS if isinstance(loaded, dict) and loaded.get(key)), None)
         if averaged is not None:
-            self.logger.info(f"Of the weights in {f} the averaged ones are taken, {averaged}.")
+            self.logger.info(f"Loading the averaged weights in {f}, {averaged}.")
             loaded["model"] = loaded.pop(averaged)
         weights = loaded.get("model", loaded) if isinstance(loaded, dict) else None
         if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-            raise UserError(f"{f} holds no model weights: give a checkpoint, such as model_final.pth")
+            raise UserError(f"{f} contains no model weights: use a checkpoint such as model_final.pth")
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]):
-        checkpoint["model"] = translate(checkpoint["model"], self.model)
+        checkpoint["model"] = convert_state_dict(checkpoint["model"], self.model)
         incompatible = super()._load_model(checkpoint)
         mismatched = incompatible.incorrect_shapes
         names = {name for name, *_ in mismatched}
-        # a frozen batch norm does not count its batches
+        # frozen batch norms have no such counter
         unexpected = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
         incompatible.unexpected_keys[:] = unexpected
         incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in names]
@@ -134,19 +142,21 @@ class WeightLoader(DetectionCheckpointer):
 
 
 def load_weights(model: nn.Module, path: str, strict: bool = False) -> LoadReport:
-    """Load a file's weights into a model, with a warning that lists what did not match.
+    """Load a file's weights into a model and log a warning that lists what did not match.
+
+    For the file's other entries, use `WeightLoader(model).load(path, checkpointables=[])`.
 
     Args:
-        model: of any kind, without a DistributedDataParallel around it.
-        path: of our own checkpoints, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO,
-            Deformable DETR or DAB-DETR from detrex or the official repositories. Averaged weights are preferred.
-        strict: raise a `UserError` where a parameter or buffer of the model is left unset.
+        model: any module that is not wrapped in DistributedDataParallel.
+        path: a checkpoint of ours, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO,
+            Deformable DETR or DAB-DETR from detrex or its authors. If it has averaged weights, they are loaded.
+        strict: raise a `UserError` if a parameter or buffer of the model is not set.
 
     Raises:
-        UserError: the file is absent or no checkpoint.
+        UserError: the file does not exist or is not a checkpoint.
     """
     if not path:
-        raise UserError("no checkpoint is given: an empty path has no weights to load")
+        raise UserError("no checkpoint is given: set the path of a file with weights")
     loader = WeightLoader(model)
     loader.load(path, checkpointables=[], strict=strict)
     return loader.report
