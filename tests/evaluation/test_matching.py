@@ -1,4 +1,4 @@
-"""Hits, misses and worst images against a matching written out here, and the curves against pycocotools' numbers."""
+"""Matches and worst images against brute force, and curves against the numbers of pycocotools."""
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ CLASSES = 3
 
 
 def random_images(count, generator):
-    records, found = [], []
+    records, results = [], []
     for _ in range(count):
         objects, predictions = generator.integers(0, 6, 2)
         corners = generator.uniform(0, 60, (objects + predictions, 2))
         boxes = np.concatenate((corners, corners + generator.uniform(15, 40, corners.shape)), 1)
-        # some predictions are objects, moved a little
+        # some predictions are shifted objects
         for i in range(min(objects, predictions)):
             boxes[objects + i] = boxes[i] + generator.normal(0, 3, 4)
         labels = generator.integers(0, CLASSES, len(boxes))
@@ -35,26 +35,26 @@ def random_images(count, generator):
         instances.pred_boxes = Boxes(torch.tensor(boxes[objects:]).float().reshape(-1, 4))
         instances.pred_classes = torch.tensor(labels[objects:])
         instances.scores = torch.tensor(generator.uniform(0, 1, predictions)).float()
-        found.append(instances)
-    return records, found
+        results.append(instances)
+    return records, results
 
 
 def brute_force(record, instances, threshold):
-    """The surest first, each takes the free object of its class that it overlaps most, else an ignored region."""
+    """By score, each prediction takes the free object of its class with the highest IoU, else an ignored region."""
     annotations = record["annotations"]
-    missed = [not a["iscrowd"] for a in annotations]
-    wrong, ignored = [False] * len(instances), [score < threshold for score in instances.scores.tolist()]
+    fn = [not a["iscrowd"] for a in annotations]
+    fp, ignored = [False] * len(instances), [score < threshold for score in instances.scores.tolist()]
     for i in sorted(range(len(instances)), key=lambda i: -instances.scores[i]):
         if ignored[i]:
             continue
         box, best, chosen = instances.pred_boxes.tensor[i].double(), 0.5, None
         for j, a in enumerate(annotations):
-            if a["category_id"] == instances.pred_classes[i] and missed[j]:
+            if a["category_id"] == instances.pred_classes[i] and fn[j]:
                 overlap = box_iou(box[None], torch.tensor(a["bbox"], dtype=torch.float64)[None]).item()
                 if overlap >= best:
                     best, chosen = overlap, j
         if chosen is not None:
-            missed[chosen] = False
+            fn[chosen] = False
             continue
         for a in annotations:
             if a["iscrowd"] and a["category_id"] == instances.pred_classes[i]:
@@ -62,45 +62,45 @@ def brute_force(record, instances, threshold):
                 w, h = min(box[2], x1) - max(box[0], x0), min(box[3], y1) - max(box[1], y0)
                 area = (box[2] - box[0]) * (box[3] - box[1])
                 ignored[i] |= bool(w > 0 and h > 0 and w * h / area >= 0.5)
-        wrong[i] = not ignored[i]
-    return missed, wrong, ignored
+        fp[i] = not ignored[i]
+    return fn, fp, ignored
 
 
-def test_matches_equal_a_brute_force():
-    records, found = random_images(150, np.random.default_rng(0))
+def test_matches_equal_brute_force():
+    records, predictions = random_images(150, np.random.default_rng(0))
     outcomes = [0, 0, 0]
-    for record, instances, matches in zip(records, found, match(records, found, CLASSES, 0.3), strict=True):
+    for record, instances, matches in zip(records, predictions, match(records, predictions, CLASSES, 0.3), strict=True):
         expected = brute_force(record, instances, 0.3)
-        for i, (given, wanted) in enumerate(
-            zip((matches.missed, matches.wrong, matches.ignored), expected, strict=True)
+        for i, (given, target) in enumerate(
+            zip((matches.false_negatives, matches.false_positives, matches.ignored), expected, strict=True)
         ):
-            assert given.tolist() == wanted
-            outcomes[i] += sum(wanted)
+            assert given.tolist() == target
+            outcomes[i] += sum(target)
     assert min(outcomes) > 20
 
 
-def test_worst_images_have_the_lowest_mean_f1_then_the_most_mistakes():
+def test_worst_images_have_the_lowest_mean_f1_then_the_most_errors():
     generator = np.random.default_rng(1)
 
     def random_matches():
-        missed, wrong, ignored = (generator.random(generator.integers(0, 4)) < 0.5 for _ in range(3))
-        return Matches(missed, wrong, np.resize(ignored, len(wrong)) & ~wrong if len(ignored) else wrong & False)
+        fn, fp, ignored = (generator.random(generator.integers(0, 4)) < 0.5 for _ in range(3))
+        return Matches(fn, fp, np.resize(ignored, len(fp)) & ~fp if len(ignored) else fp & False)
 
     models = [[random_matches() for _ in range(60)] for _ in range(2)]
     keys = []
     for i in range(60):
-        f1, mistakes = 0, 0
+        f1, errors = 0, 0
         for m in (model[i] for model in models):
-            right = sum(1 for w, g in zip(m.wrong, m.ignored, strict=True) if not w and not g)
-            bad = sum(m.missed) + sum(m.wrong)
-            f1, mistakes = f1 + (1 if right + bad == 0 else 2 * right / (2 * right + bad)), mistakes + bad
-        keys.append((round(f1 / 2, 9), -mistakes, i))
+            tp = sum(1 for fp, ignored in zip(m.false_positives, m.ignored, strict=True) if not fp | ignored)
+            wrong = sum(m.false_negatives) + sum(m.false_positives)
+            f1, errors = f1 + (1 if tp + wrong == 0 else 2 * tp / (2 * tp + wrong)), errors + wrong
+        keys.append((round(f1 / 2, 9), -errors, i))
     assert worst_images(models, 7) == [i for _, _, i in sorted(keys)[:7]]
 
 
 def test_curves_show_the_precision_of_pycocotools(tmp_path, monkeypatch):
-    records, found = random_images(40, np.random.default_rng(2))
-    evaluation = evaluate_coco(records, found, CLASSES)
+    records, predictions = random_images(40, np.random.default_rng(2))
+    evaluation = evaluate_coco(records, predictions, CLASSES)
     figures = []
     monkeypatch.setattr(curves.Figure, "savefig", lambda self, path: figures.append(self))
     curves.plot_precision_recall({"model": evaluation}, ["a", "b", "c"], tmp_path / "unused.png")

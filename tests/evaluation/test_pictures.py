@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ def truth_of(*boxes, classes=None, ignored=()):
     }
 
 
-def found_of(*boxes, classes=None, scores=None):
+def predicted(*boxes, classes=None, scores=None):
     instances = Instances((HEIGHT, WIDTH))
     instances.pred_boxes = Boxes(torch.tensor(boxes).float().reshape(-1, 4))
     instances.pred_classes = torch.tensor(classes or [0] * len(boxes), dtype=torch.long)
@@ -35,11 +36,11 @@ def found_of(*boxes, classes=None, scores=None):
     return instances
 
 
-GREY = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
+GRAY = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
 
 
-def draw(truth, found, image=GREY, names=CLASSES):
-    return pictures.draw_comparison(image, truth, found, names)
+def draw(truth, predictions, image=GRAY, names=CLASSES):
+    return pictures.draw_comparison(image, truth, predictions, names)
 
 
 def panel(picture, index, height=HEIGHT):
@@ -48,19 +49,19 @@ def panel(picture, index, height=HEIGHT):
 
 
 def changed(picture, index):
-    """Where a panel differs from the image by more than rounding."""
-    return (np.abs(panel(picture, index) - GREY) > 8).any(-1)
+    """Mask of the pixels where a panel differs from the image by more than rounding."""
+    return (np.abs(panel(picture, index) - GRAY) > 8).any(-1)
 
 
 def label_of(x0, y0):
-    """Where a box has its number or score."""
+    """Mask of the label of a box."""
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[y0 - 16 : y0, x0 - 2 : x0 + 20] = True
     return mask
 
 
 def ring(x0, y0, x1, y1, margin):
-    """Pixels within `margin` of the border of a box."""
+    """Mask of the pixels within `margin` of the border of a box."""
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[y0 - margin : y1 + margin, x0 - margin : x1 + margin] = True
     mask[y0 + margin : y1 - margin, x0 + margin : x1 - margin] = False
@@ -80,7 +81,7 @@ def test_box_is_drawn_on_its_border_and_nowhere_else():
     assert drawn[23:47, 200].all()
 
 
-def test_classes_differ_in_colour():
+def test_classes_differ_in_color():
     picture = panel(draw(truth_of([100, 20, 200, 50], [300, 20, 400, 50], classes=[0, 1]), {}), 0)
     assert picture[20, 150].argmax() == 2  # light blue
     assert picture[20, 350].argmin() == 2  # orange
@@ -105,13 +106,13 @@ def test_every_pixel_of_the_image_is_in_the_picture(height, width):
 
 
 def test_only_confident_predictions_are_drawn_in_the_panel_of_their_model():
-    found = {
-        "a": found_of([100, 20, 200, 50], [300, 20, 400, 50], scores=[0.31, 0.29]),
-        "b": found_of([500, 20, 600, 50]),
+    predictions = {
+        "a": predicted([100, 20, 200, 50], [300, 20, 400, 50], scores=[0.31, 0.29]),
+        "b": predicted([500, 20, 600, 50]),
     }
-    picture = draw(truth_of(), found)
+    picture = draw(truth_of(), predictions)
     assert not changed(picture, 0).any()
-    assert changed(picture, 1)[50, 103:197].mean() > 0.5  # a wrong one is dotted
+    assert changed(picture, 1)[50, 103:197].mean() > 0.5  # a false positive is dotted
     assert not changed(picture, 1)[:, 250:].any()
     assert changed(picture, 2)[50, 503:597].mean() > 0.5
     assert not changed(picture, 2)[:, :450].any()
@@ -122,23 +123,23 @@ def red(picture, index):
     return (r > 200) & (g < 110) & (b < 110)
 
 
-def test_missed_object_is_outlined_in_red_in_the_panel_of_the_model_that_missed_it():
+def test_false_negative_is_outlined_in_red_in_the_panel_of_its_model():
     box, other = [100, 20, 200, 50], [300, 20, 400, 50]
-    picture = draw(truth_of(box, other), {"a": found_of(box), "b": found_of(box, other)})
+    picture = draw(truth_of(box, other), {"a": predicted(box), "b": predicted(box, other)})
     assert not red(picture, 0).any()
     assert not red(picture, 2).any()
-    missed = red(picture, 1)
-    assert not missed[~ring(*other, 2)].any()
-    assert 0.3 < missed[20, 303:397].mean() < 0.9  # dashed
+    outline = red(picture, 1)
+    assert not outline[~ring(*other, 2)].any()
+    assert 0.3 < outline[20, 303:397].mean() < 0.9  # dashed
 
 
-def test_ignored_region_is_drawn_with_the_ground_truth_alone():
-    picture = draw(truth_of(ignored=[[100, 20, 200, 50]]), {"a": found_of()})
+def test_ignored_region_is_drawn_only_with_the_ground_truth():
+    picture = draw(truth_of(ignored=[[100, 20, 200, 50]]), {"a": predicted()})
     assert 0.2 < changed(picture, 0)[20, 103:197].mean() < 0.9
     assert not changed(picture, 1).any()
 
 
-def test_boxes_have_names_where_colours_are_too_few():
+def test_boxes_have_names_if_there_are_too_few_colors():
     names = [f"class {i}" for i in range(80)]
     box = [100, 30, 200, 50]
     assert changed(draw(truth_of(box), {}, names=names), 0)[18:27, 115:140].any()
@@ -146,13 +147,13 @@ def test_boxes_have_names_where_colours_are_too_few():
 
 
 def record(path):
-    """One object, and in its place one region that both classes ignore."""
+    """A record of one object, and of a region in the same place that both classes ignore."""
     xywh = dict(bbox=[10, 20, 30, 5], bbox_mode=BoxMode.XYWH_ABS, category_id=1)
     crowds = [{**xywh, "category_id": label, "iscrowd": 1} for label in (0, 1)]
     return dict(file_name=str(path), image_id=7, annotations=[xywh, *crowds])
 
 
-def test_ground_truth_parts_objects_from_ignored_regions():
+def test_ground_truth_separates_objects_from_ignored_regions():
     truth, ignored = pictures.ground_truth(record("000007.png"), (HEIGHT, WIDTH))
     assert truth.gt_boxes.tensor.tolist() == [[10, 20, 40, 25]]
     assert truth.gt_classes.tolist() == [1]
@@ -161,22 +162,22 @@ def test_ground_truth_parts_objects_from_ignored_regions():
     assert [len(x) for x in empty] == [0, 0]
 
 
-def test_comparison_is_written_in_the_colours_of_the_image(tmp_path):
+def test_comparison_has_the_colors_of_the_image(tmp_path):
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     image[..., 0] = 200  # blue, in OpenCV's order
     cv2.imwrite(str(tmp_path / "000007.png"), image)
-    asked = []
+    batches = []
 
     def predict(batch):
-        asked.extend(batch)
-        return [{"instances": found_of([100, 20, 200, 50])}]
+        batches.extend(batch)
+        return [{"instances": predicted([100, 20, 200, 50])}]
 
-    inputs = {"image": "what the loader gives"}
+    inputs = {"image": "from the loader"}
     paths = pictures.save_comparisons(
         {"model": predict}, [inputs], [record(tmp_path / "000007.png")], CLASSES, str(tmp_path)
     )
     assert paths == [str(tmp_path / "comparison_000007.png")]
-    assert asked == [inputs]
+    assert batches == [inputs]
     picture = cv2.imread(paths[0])
     assert picture.shape == (2 * (HEIGHT + TITLE), WIDTH, 3)
     assert np.abs(picture[TITLE + 5, 700].astype(int) - [200, 0, 0]).max() <= 1
@@ -195,7 +196,7 @@ def training(scale=1.0, **more):
     return [*rows, {"iteration": 59, "bbox/AP": 10.0 * scale, **more}]
 
 
-def test_metrics_are_read_in_order_and_later_values_count(tmp_path):
+def test_metrics_are_sorted_and_the_last_values_count(tmp_path):
     rows = [{"iteration": 20, "a": 1.0}, {"iteration": 40, "a": 2.0, "b": 5.0}, {"iteration": 20, "a": 3.0}]
     assert pictures.read_metrics(write_metrics(tmp_path / "metrics.json", rows)) == {
         "a": [(20, 3.0), (40, 2.0)],
@@ -204,9 +205,9 @@ def test_metrics_are_read_in_order_and_later_values_count(tmp_path):
 
 
 @pytest.mark.parametrize("line", ['{"iteration": 3, "a"', '{"a": 1}', "[1]"])
-def test_wrong_or_missing_metrics_are_named(tmp_path, line):
+def test_invalid_or_missing_metrics_are_errors(tmp_path, line):
     path = tmp_path / "metrics.json"
-    with pytest.raises(UserError, match=r"metrics.json does not exist: give the metrics.json that"):
+    with pytest.raises(UserError, match=r"metrics.json does not exist: use the metrics.json in the output folder"):
         pictures.plot_curves({"run": str(path)}, str(tmp_path / "curves.png"))
     path.write_text('{"iteration": 1, "a": 1}\n' + line + "\n")
     with pytest.raises(UserError, match=r"metrics.json, line 2, "):
@@ -214,8 +215,8 @@ def test_wrong_or_missing_metrics_are_named(tmp_path, line):
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_curves_have_a_third_panel_where_there_are_gradient_shares(tmp_path):
-    shares = {"gradient_share/det": 0.7, "gradient_share/mem_object": 0.3}
+def test_curves_have_a_third_panel_for_gradient_shares(tmp_path):
+    shares = {"gradient_share/det": 0.7, "gradient_share/memory_object": 0.3}
     plain = write_metrics(tmp_path / "plain.json", training())
     distilled = write_metrics(tmp_path / "distilled.json", [*training(1.2), {"iteration": 0, **shares}])
     pictures.plot_curves({"plain": plain}, str(tmp_path / "two.png"))
@@ -235,7 +236,7 @@ def curves(tmp_path, monkeypatch, runs, reference=None):
 
 
 def test_curves_show_the_numbers_of_the_runs(tmp_path, monkeypatch):
-    distilled = [{**row, "loss_mem": 50.0} if "loss_class" in row else row for row in training(2.0)]
+    distilled = [{**row, "loss_memory_object": 50.0} if "loss_class" in row else row for row in training(2.0)]
     ap, loss = curves(tmp_path, monkeypatch, {"plain": training(), "distilled": distilled}, ("teacher", 30.0))
     assert [line.get_ydata()[-1] for line in ap.lines] == [10.0, 20.0, 30.0]
     assert [text.get_text() for text in ap.get_legend().get_texts()] == [
@@ -243,13 +244,19 @@ def test_curves_show_the_numbers_of_the_runs(tmp_path, monkeypatch):
         "distilled, 20.0",
         "teacher, 30.0",
     ]
-    # what only the distilled run has is no detection loss
+    # a term of the distilled run alone is not part of the detection loss
     assert loss.lines[0].get_ydata() == pytest.approx([2, 1 + 1 / 21, 1 + 1 / 41])
     assert loss.lines[1].get_ydata() == pytest.approx([3, 1 + 2 / 21, 1 + 2 / 41])
     assert list(loss.lines[0].get_xdata()) == [0, 20, 40]
 
 
-def test_run_without_evaluation_has_a_loss_curve_alone(tmp_path, monkeypatch):
+def test_run_without_evaluation_has_only_a_loss_curve(tmp_path, monkeypatch):
     ap, loss = curves(tmp_path, monkeypatch, {"plain": training()[:-1]})
     assert len(ap.lines) == 0
     assert len(loss.lines) == 1
+
+
+def test_pictures_of_the_documents_are_small():
+    paths = list((Path(__file__).parents[2] / "docs").rglob("*.png"))
+    assert paths
+    assert [path.name for path in paths if path.stat().st_size > 300_000] == []

@@ -1,4 +1,4 @@
-"""What is shown of attention is what the modules compute."""
+"""The attention that is drawn is what the modules compute."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torchvision.ops import box_convert
 from clockdistill.layers import MultiScaleDeformableAttention
 from clockdistill.modeling import Target
 from clockdistill.modeling.dab_detr import CrossAttention
-from clockdistill.modeling.observe import observe_attention, view
+from clockdistill.modeling.observe import observe_object, record_attention
 from helpers import models
 
 SHAPES = torch.tensor([[4, 6], [2, 3]])
@@ -30,7 +30,7 @@ def deformable(heads, dims):
 
 @pytest.mark.parametrize("dims", [2, 4])
 @torch.no_grad()
-def test_sampling_points_are_the_papers(dims):
+def test_sampling_points_equal_the_papers(dims):
     layer, arguments = deformable(2, dims)
     query, _, reference, *_ = arguments
     points, weights, is_dense = layer.attended(*arguments)
@@ -79,13 +79,13 @@ def test_dense_output_is_the_weighted_sum_of_the_values(is_first):
 
 @pytest.mark.parametrize("variant", ["dino", "deformable_detr", "dab_detr"])
 @torch.no_grad()
-def test_view_is_of_the_query_that_fits_the_object_best(variant):
+def test_view_is_that_of_the_query_with_the_largest_product_of_iou_and_score(variant):
     detector = models.tiny(variant).eval()
     inputs = {"image": torch.rand(3, 64, 96) * 255}
     target = Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.4, 0.6]]))
-    seen = view(detector, inputs, target)
+    view = observe_object(detector, inputs, target)
     memory = detector.encode(detector.preprocess([inputs]))
-    with observe_attention(detector) as layers:
+    with record_attention(detector) as layers:
         predictions = detector.decode(memory, detector.propose(memory))
     assert len(layers) == 2
     boxes = box_convert(predictions.boxes[-1, 0], "cxcywh", "xyxy")
@@ -95,8 +95,8 @@ def test_view_is_of_the_query_that_fits_the_object_best(variant):
         both = max(w, 0) * max(h, 0)
         best.append(score * both / (0.24 + (box[2] - box[0]) * (box[3] - box[1]) - both))
     query = best.index(max(best))
-    torch.testing.assert_close(seen.box, boxes[query])
-    assert seen.score == pytest.approx(predictions.logits[-1, 0, query, 1].sigmoid().item())
-    torch.testing.assert_close(seen.weights, layers[-1].weights[0, query].flatten())
-    assert [tuple(level.shape) for level in seen.strength] == [tuple(shape) for shape in memory.spatial_shapes.tolist()]
-    assert seen.strength[0][0, 1].item() == pytest.approx(memory.tokens[0, 1].norm().item(), rel=1e-5)
+    torch.testing.assert_close(view.box, boxes[query])
+    assert view.score == pytest.approx(predictions.logits[-1, 0, query, 1].sigmoid().item())
+    torch.testing.assert_close(view.weights, layers[-1].weights[0, query].flatten())
+    assert [list(level.shape) for level in view.memory_norms] == memory.spatial_shapes.tolist()
+    assert view.memory_norms[0][0, 1].item() == pytest.approx(memory.tokens[0, 1].norm().item(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Which predictions are right by COCO's rules, which pycocotools applies: image by image, and precision over recall."""
+"""True and false positives by COCO's rules, as pycocotools applies them, for each image and over a data set."""
 
 import contextlib
 import io
@@ -15,54 +15,55 @@ MIN_OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class Matches:
-    """One image's n annotations and m predictions, in their order.
+    """Errors among the n annotations and m predictions of an image, in their order.
 
-    Of a class, predictions are matched by score to the object that they overlap most, with an IoU of at least 0.5.
+    In the order of their scores, predictions are matched to the free object of their class with the highest IoU, which
+    must be at least 0.5.
 
     Attributes:
-        missed: (n,), objects without a prediction; ignored regions are none.
-        wrong: (m,), predictions without an object, outside ignored regions.
-        ignored: (m,), predictions that ignored regions take.
+        false_negatives: (n,) bool, False for ignored regions.
+        false_positives: (m,) bool.
+        ignored: (m,) bool, predictions in ignored regions or below the threshold.
     """
 
-    missed: np.ndarray
-    wrong: np.ndarray
+    false_negatives: np.ndarray
+    false_positives: np.ndarray
     ignored: np.ndarray
 
     @property
-    def mistakes(self) -> int:
-        return int(self.missed.sum() + self.wrong.sum())
+    def num_errors(self) -> int:
+        return int(self.false_negatives.sum() + self.false_positives.sum())
 
     @property
     def f1(self) -> float:
-        """2 right / (2 right + wrong + missed); 1 where there is nothing to find and nothing was found."""
-        right = int((~self.wrong & ~self.ignored).sum())
-        return 2 * right / (2 * right + self.mistakes) if right + self.mistakes else 1.0
+        """2 TP / (2 TP + FP + FN), or 1 if there are neither objects nor predictions."""
+        tp = int((~self.false_positives & ~self.ignored).sum())
+        return 2 * tp / (2 * tp + self.num_errors) if tp + self.num_errors else 1.0
 
 
-def evaluate_coco(records: Sequence[dict], found: Sequence[Instances], num_classes: int) -> COCOeval:
-    """pycocotools' evaluation at an IoU of 0.5, over objects of all sizes and all predictions, up to `accumulate`.
+def evaluate_coco(records: Sequence[dict], predictions: Sequence[Instances], num_classes: int) -> COCOeval:
+    """Run pycocotools up to `accumulate`, at an IoU of 0.5, with objects of all sizes and all predictions.
 
     Args:
-        records: images as Detectron2's catalog has them; annotations with `iscrowd` are ignored regions.
-        found: `pred_boxes` in pixels, `scores` and `pred_classes` of each, on the CPU.
+        records: images as Detectron2 dataset dicts; annotations with `iscrowd` are ignored regions.
+        predictions: `pred_boxes` in pixels, `scores` and `pred_classes` of each image, on the CPU.
     """
-    objects, predictions = [], []
-    # zero stands for no match
-    for number, (record, instances) in enumerate(zip(records, found, strict=True)):
+    objects, results = [], []
+    # ids start at 1, because pycocotools uses 0 for no match
+    for number, (record, instances) in enumerate(zip(records, predictions, strict=True)):
         for a in record["annotations"]:
             box = BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS)
             objects.append(_entry(len(objects) + 1, number, a["category_id"], box) | dict(iscrowd=a.get("iscrowd", 0)))
         boxes = BoxMode.convert(instances.pred_boxes.tensor.double(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
         for box, label, score in zip(boxes, instances.pred_classes.tolist(), instances.scores.tolist(), strict=True):
-            predictions.append(_entry(len(predictions) + 1, number, label, box) | dict(score=score))
+            results.append(_entry(len(results) + 1, number, label, box) | dict(score=score))
     images = [dict(id=number) for number in range(len(records))]
-    # it reports its progress on the standard output
+    # it prints its progress
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_coco(images, objects, num_classes), _coco(images, predictions, num_classes), "bbox")
+        evaluation = COCOeval(_coco(images, objects, num_classes), _coco(images, results, num_classes), "bbox")
         evaluation.params.iouThrs = np.array([MIN_OVERLAP])
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, float("inf")]], ["all"]
-        evaluation.params.maxDets = [max((len(instances) for instances in found), default=0)]
+        evaluation.params.maxDets = [max((len(instances) for instances in predictions), default=0)]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
@@ -81,46 +82,42 @@ def _coco(images: list[dict], annotations: list[dict], num_classes: int) -> COCO
 
 
 def match(
-    records: Sequence[dict], found: Sequence[Instances], num_classes: int, threshold: float = 0.0
+    records: Sequence[dict], predictions: Sequence[Instances], num_classes: int, threshold: float = 0.0
 ) -> list[Matches]:
-    """Every image's matches among the predictions of at least `threshold`; arguments as in `evaluate_coco`.
-
-    The predictions below count as neither wrong nor right: they are ignored.
-    """
-    confident = [instances[instances.scores >= threshold] for instances in found]
+    """Match the predictions of at least `threshold` to the objects of each image, as in `evaluate_coco`."""
+    confident = [instances[instances.scores >= threshold] for instances in predictions]
     evaluation = evaluate_coco(records, confident, num_classes)
-    missed, wrong, ignored = set(), set(), set()
+    fn, fp, ignored = set(), set(), set()
     for result in filter(None, evaluation.evalImgs):
         unmatched = (result["gtMatches"][0] == 0) & (np.array(result["gtIgnore"]) == 0)
-        missed.update(np.array(result["gtIds"], int)[unmatched].tolist())
-        numbers = np.array(result["dtIds"], int)
+        fn.update(np.array(result["gtIds"], int)[unmatched].tolist())
+        ids = np.array(result["dtIds"], int)
         is_ignored = result["dtIgnore"][0].astype(bool)
-        ignored.update(numbers[is_ignored].tolist())
-        wrong.update(numbers[(result["dtMatches"][0] == 0) & ~is_ignored].tolist())
+        ignored.update(ids[is_ignored].tolist())
+        fp.update(ids[(result["dtMatches"][0] == 0) & ~is_ignored].tolist())
 
     matches = []
-    first_object = first_prediction = 1
-    for record, instances in zip(records, found, strict=True):
-        shown = (instances.scores >= threshold).numpy()
+    first_object = first_result = 1
+    for record, instances in zip(records, predictions, strict=True):
+        is_confident = (instances.scores >= threshold).numpy()
         objects = range(first_object, first_object + len(record["annotations"]))
-        predictions = range(first_prediction, first_prediction + int(shown.sum()))
-        is_wrong, is_ignored = np.zeros(len(shown), bool), ~shown
-        is_wrong[shown] = [number in wrong for number in predictions]
-        is_ignored[shown] = [number in ignored for number in predictions]
-        matches.append(Matches(np.array([number in missed for number in objects], bool), is_wrong, is_ignored))
-        first_object, first_prediction = objects.stop, predictions.stop
+        results = range(first_result, first_result + int(is_confident.sum()))
+        is_fp, is_ignored = np.zeros(len(instances), bool), ~is_confident
+        is_fp[is_confident] = [number in fp for number in results]
+        is_ignored[is_confident] = [number in ignored for number in results]
+        matches.append(Matches(np.array([number in fn for number in objects], bool), is_fp, is_ignored))
+        first_object, first_result = objects.stop, results.stop
     return matches
 
 
 def worst_images(matches: Sequence[Sequence[Matches]], count: int) -> list[int]:
-    """Indices of the images with the lowest F1, the worst first.
+    """Return the indices of the `count` images with the lowest F1, worst first.
 
     Args:
-        matches: of each model, those of every image. An image's F1 is the mean over the models; of equal ones the image
-            with more mistakes is the worse, and then the earlier.
-        count: how many.
+        matches: for each model, the matches of all images. F1 is averaged over models; ties go to the image with more
+            errors, then to the first.
     """
     images = list(zip(*matches, strict=True))
     f1 = [round(float(np.mean([m.f1 for m in models])), 9) for models in images]
-    mistakes = [sum(m.mistakes for m in models) for models in images]
-    return sorted(range(len(images)), key=lambda i: (f1[i], -mistakes[i], i))[:count]
+    errors = [sum(m.num_errors for m in models) for models in images]
+    return sorted(range(len(images)), key=lambda i: (f1[i], -errors[i], i))[:count]

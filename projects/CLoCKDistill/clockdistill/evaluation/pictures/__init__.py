@@ -1,12 +1,12 @@
-"""Pictures of what detectors find and look at, and of how their training went."""
+"""Pictures of detectors' predictions, attention and training."""
 
 from .comparison import draw_comparison, draw_detections, ground_truth, save_comparisons
-from .curves import RUN_COLOURS, plot_curves, plot_precision_recall, read_metrics
-from .maps import draw_attention, draw_masks
+from .curves import plot_curves, plot_precision_recall, read_metrics
+from .maps import ObjectView, draw_attention, draw_masks
 from .sheet import write_png
 
 __all__ = [
-    "RUN_COLOURS",
+    "ObjectView",
     "draw_attention",
     "draw_comparison",
     "draw_detections",

@@ -1,4 +1,4 @@
-"""How trainings went, and how precision falls with recall."""
+"""Training curves and precision-recall curves."""
 
 import itertools
 import json
@@ -14,21 +14,21 @@ from pycocotools.cocoeval import COCOeval
 from ...errors import UserError
 from .sheet import INK
 
-RUN_COLOURS = ("#3B6FB6", "#D9541E", "#2E8B57", "#8E5AA8", "#B8860B")
-TERM_COLOURS = ("#C9CED6", "#F7C59F", "#F08A4B", "#D9541E", "#9CC3E6", "#3B6FB6", "#8E5AA8")
-MOST_PANELS = 12
+RUN_COLORS = ("#3B6FB6", "#D9541E", "#2E8B57", "#8E5AA8", "#B8860B")
+TERM_COLORS = ("#C9CED6", "#F7C59F", "#F08A4B", "#D9541E", "#9CC3E6", "#3B6FB6", "#8E5AA8")
+MAX_PANELS = 12
 
 
 def read_metrics(path: str) -> dict[str, list[tuple[int, float]]]:
-    """Every metric of a `metrics.json` as Detectron2's JSONWriter leaves it: (iteration, value), in order.
+    """Read the `metrics.json` of Detectron2's JSONWriter: (iteration, value) of each metric, sorted.
 
-    Where a resumed training wrote an iteration once more, the later value counts.
+    The last value counts if a resumed training repeated an iteration.
 
     Raises:
-        UserError: no such file, or a line that is no JSON object with an `iteration`.
+        UserError: if there is no such file, or a line is not a JSON object with an `iteration`.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist: give the metrics.json that train_net.py wrote to its output folder")
+        raise UserError(f"{path} does not exist: use the metrics.json in the output folder of train_net.py")
     metrics: dict[str, dict[int, float]] = {}
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -37,7 +37,7 @@ def read_metrics(path: str) -> dict[str, list[tuple[int, float]]]:
                 iteration = values.pop("iteration")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"{path}, line {number}, is no JSON object with an `iteration`: remove the line"
+                    f"{path}, line {number}, is not a JSON object with an `iteration`: remove the line"
                 ) from error
             for key, value in values.items():
                 metrics.setdefault(key, {})[iteration] = value
@@ -45,18 +45,18 @@ def read_metrics(path: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def plot_curves(runs: dict[str, str], path: str, reference: tuple[str, float] | None = None) -> None:
-    """Draw how trainings went: AP on the test set, the loss that they have in common, and shares of the gradient.
+    """Plot training runs: AP on the test set, the detection loss, and each loss's share of the gradient.
 
-    The loss is the sum of those terms that all the runs have: of a plain and a distilled run, the detector's own.
-    The shares are the last run's that has any; without any, there is no third panel.
+    The detection loss is the sum of the terms that all runs have in common, such as a plain and a distilled one. The
+    gradient shares are those of the last run that logged any; without any, this panel is left out.
 
     Args:
-        runs: the `metrics.json` of each run, by name.
-        path: of the picture.
+        runs: paths of `metrics.json`, by the run's name.
+        path: output file.
         reference: name and AP of a model to compare with, such as the teacher.
 
     Raises:
-        UserError: a `metrics.json` that is missing or wrong.
+        UserError: if a `metrics.json` is missing or invalid.
     """
     metrics = {name: read_metrics(file) for name, file in runs.items()}
     shares = {}
@@ -75,16 +75,16 @@ def plot_curves(runs: dict[str, str], path: str, reference: tuple[str, float] | 
 def plot_precision_recall(
     evaluations: dict[str, COCOeval], class_names: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
-    """Draw precision over recall at an IoU of 0.5: the mean over classes, and each class where they are not too many.
+    """Plot precision over recall at an IoU of 0.5: the mean over classes, and each class if there are few enough.
 
     Args:
-        evaluations: of each model, as `evaluate_coco` gives them, by its name.
+        evaluations: results of `evaluate_coco`, by the model's name.
         class_names: by class id; classes without objects are left out.
-        path: of the picture.
+        path: output file.
     """
     curves = {name: precision_by_class(evaluation) for name, evaluation in evaluations.items()}
     classes = sorted(set.union(*(set(by_class) for by_class in curves.values())))
-    shown = classes if 1 < len(classes) < MOST_PANELS else []
+    shown = classes if 1 < len(classes) < MAX_PANELS else []
     columns = min(1 + len(shown), 4)
     rows = -(-(1 + len(shown)) // columns)
     figure = Figure(figsize=(3.1 * max(columns, 1.4), 2.9 * rows), dpi=150, facecolor="white", layout="constrained")
@@ -94,13 +94,13 @@ def plot_precision_recall(
             axes.axis("off")
             continue
         _style(axes, "All classes" if label is None else class_names[label], "recall")
-        for colour, (name, by_class) in zip(itertools.cycle(RUN_COLOURS), curves.items(), strict=False):
+        for color, (name, by_class) in zip(itertools.cycle(RUN_COLORS), curves.items(), strict=False):
             chosen = list(by_class.values()) if label is None else [by_class[label]] if label in by_class else []
             if chosen:
                 precision = np.mean(chosen, 0)
                 legend = f"{name}, {100 * precision.mean():.1f}" if label is None else f"{100 * precision.mean():.1f}"
                 recall = evaluations[name].params.recThrs
-                axes.plot(recall, precision, color=colour, linewidth=1.8, label=legend)
+                axes.plot(recall, precision, color=color, linewidth=1.8, label=legend)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
         axes.set_ylabel("precision", fontsize=9.5, color=INK)
         _legend(axes, loc="best", title="AP50", title_fontsize=9.5, handlelength=1)
@@ -108,7 +108,7 @@ def plot_precision_recall(
 
 
 def precision_by_class(evaluation: COCOeval) -> dict[int, np.ndarray]:
-    """Interpolated precision (R,) at each of `evaluation.params.recThrs`, of every class that has objects."""
+    """Interpolated precision (R,) at each of `evaluation.params.recThrs`, by class, for classes with objects."""
     by_class = evaluation.eval["precision"][0, :, :, 0, 0].T
     labels = evaluation.params.catIds
     return {int(label): curve for label, curve in zip(labels, by_class, strict=True) if (curve >= 0).all()}
@@ -128,11 +128,11 @@ def _style(axes: Axes, title: str, unit: str = "iteration") -> None:
 
 def _plot_ap(axes: Axes, metrics: dict[str, dict], reference: tuple[str, float] | None) -> None:
     _style(axes, "Validation AP")
-    for colour, (name, values) in zip(itertools.cycle(RUN_COLOURS), metrics.items(), strict=False):
+    for color, (name, values) in zip(itertools.cycle(RUN_COLORS), metrics.items(), strict=False):
         if series := values.get("bbox/AP"):
             iterations, ap = zip(*series, strict=True)
             label = f"{name}, {ap[-1]:.1f}"
-            axes.plot(iterations, ap, color=colour, linewidth=2, marker="o", markersize=3.5, label=label)
+            axes.plot(iterations, ap, color=color, linewidth=2, marker="o", markersize=3.5, label=label)
     if reference is not None:
         name, ap = reference
         axes.axhline(ap, color="#6B7280", linewidth=1.4, linestyle=(0, (4, 3)), label=f"{name}, {ap:.1f}")
@@ -145,22 +145,22 @@ def _plot_loss(axes: Axes, metrics: dict[str, dict]) -> None:
     _style(axes, "Detection loss")
     terms = set.intersection(*(set(values) for values in metrics.values()))
     terms = sorted(term for term in terms if term.startswith("loss_"))
-    for colour, (name, values) in zip(itertools.cycle(RUN_COLOURS), metrics.items(), strict=False):
+    for color, (name, values) in zip(itertools.cycle(RUN_COLORS), metrics.items(), strict=False):
         sums: dict[int, float] = {}
         for term in terms:
             for iteration, value in values[term]:
                 sums[iteration] = sums.get(iteration, 0.0) + value
-        axes.plot(list(sums), list(sums.values()), color=colour, linewidth=1.6, label=name)
+        axes.plot(list(sums), list(sums.values()), color=color, linewidth=1.6, label=name)
     _legend(axes, loc="upper right")
 
 
 def _plot_shares(axes: Axes, shares: dict[str, list[tuple[int, float]]]) -> None:
-    _style(axes, "Shares of the gradient")
+    _style(axes, "Gradient shares")
     iterations = sorted({iteration for series in shares.values() for iteration, _ in series})
     names = [key.removeprefix("gradient_share/") for key in shares]
     values = [np.interp(iterations, *zip(*series, strict=True)) for series in shares.values()]
-    colours = [colour for colour, _ in zip(itertools.cycle(TERM_COLOURS), names, strict=False)]
-    areas = axes.stackplot(iterations, values, colors=colours, labels=names, edgecolor="white", linewidth=0.6)
+    colors = [color for color, _ in zip(itertools.cycle(TERM_COLORS), names, strict=False)]
+    areas = axes.stackplot(iterations, values, colors=colors, labels=names, edgecolor="white", linewidth=0.6)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.margins(x=0)

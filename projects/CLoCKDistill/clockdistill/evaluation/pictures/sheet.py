@@ -1,4 +1,4 @@
-"""Panels that show an image, with titles, boxes and a legend."""
+"""Sheets of panels that each show an image, with titles, boxes and a legend."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,48 +11,54 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-# Bright hues that differ for most colour-blind eyes too (after Okabe and Ito); red is kept for mistakes.
-CLASS_COLOURS = ("#56C8FF", "#FFB000", "#4BE37A", "#FF8AD8", "#FFF25C", "#B79BFF", "#2FE0C8", "#FFFFFF")
-MISTAKE = "#FF3B30"
+# bright and mostly safe for color-blind readers (after Okabe and Ito); red is reserved for errors
+CLASS_COLORS = ("#56C8FF", "#FFB000", "#4BE37A", "#FF8AD8", "#FFF25C", "#B79BFF", "#2FE0C8", "#FFFFFF")
+ERROR_COLOR = "#FF3B30"
 INK = "#24292F"
-WIDTHS = (960, 640)  # pixels of a panel, about: of one that is alone in its row, and of one that is not
+GRAY = "#6B7280"
+DASHED = (0, (3, 2))
+WIDTHS = (960, 640)  # approximate width of a panel in pixels, in sheets of one column and of several
 TITLE_HEIGHT = 26  # pixels
 GAP = 8  # pixels between the panels of a row
 DPI = 100
 
 
 class Sheet:
-    """A grid of panels, each the same image below a title.
+    """A grid of panels that show the same image, each with a title above.
 
-    A small image is enlarged in whole steps; where there are several columns, a large one is made smaller.
+    Small images are enlarged by an integer factor. With several columns, large images are reduced.
 
     Args:
         image: (H, W, 3) uint8 RGB.
 
     Attributes:
-        scale: pixels of a panel to a pixel of the image.
+        scale: pixels of a panel per pixel of the image.
         size: (height, width) of a panel in pixels.
     """
 
     def __init__(self, image: np.ndarray, rows: int = 1, columns: int = 1, title_height: int = TITLE_HEIGHT):
-        wanted = WIDTHS[columns > 1]
-        self.scale = float(max(1, round(wanted / image.shape[1])))
-        if columns > 1 and image.shape[1] > 1.5 * wanted:
-            self.scale = wanted / image.shape[1]
+        width = WIDTHS[columns > 1]
+        self.scale = float(max(1, round(width / image.shape[1])))
+        if columns > 1 and image.shape[1] > 1.5 * width:
+            self.scale = width / image.shape[1]
         interpolation = cv2.INTER_CUBIC if self.scale >= 1 else cv2.INTER_AREA
         self.image = cv2.resize(image, None, fx=self.scale, fy=self.scale, interpolation=interpolation)
         self.size = self.image.shape[:2]
         self.title_height = title_height
-        # beside one another, panels have titles where the legend would be
+        # with several columns the legend goes below, because the titles take its place
         self.footer = TITLE_HEIGHT if columns > 1 else 0
         self.height = rows * (self.size[0] + title_height) + self.footer
         self.width = columns * (self.size[1] + GAP) - GAP
-        # a hundredth more, for sizes in pixels are rounded down
+        # matplotlib rounds sizes in pixels down
         size = (self.width + 0.01) / DPI, (self.height + 0.01) / DPI
         self.figure = Figure(figsize=size, dpi=DPI, facecolor="white")
 
     def panel(self, row: int, column: int, title: str = "", image: np.ndarray | None = None) -> Axes:
-        """Axes in pixels of the image, as it was given, on the image or on another of the panel's size in its place."""
+        """Add a panel and return its axes, whose units are pixels of the original image.
+
+        Args:
+            image: (height, width, 3) of the panel's size, drawn in place of the sheet's image.
+        """
         height, width = self.size
         left, top = column * (width + GAP), row * (height + self.title_height)
         bottom = self.height - top - self.title_height - height
@@ -68,7 +74,11 @@ class Sheet:
         return axes
 
     def legend(self, entries: dict[str, dict[str, Any]]) -> None:
-        """Names beside a rectangle in their style, on the right of the first title, or below several columns."""
+        """Add a legend of rectangles, at the right of the first title, or below the panels with several columns.
+
+        Args:
+            entries: by name, the keyword arguments of the `Rectangle`.
+        """
         middle = self.footer / 2 if self.footer else self.height - self.title_height / 2
         self.figure.legend(
             [Rectangle((0, 0), 1, 1, **style) for style in entries.values()],
@@ -88,29 +98,29 @@ class Sheet:
         )
 
     def pixels(self) -> np.ndarray:
-        """(height, width, 3) uint8 RGB."""
+        """Render the sheet as (height, width, 3) uint8 RGB."""
         canvas = FigureCanvasAgg(self.figure)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def class_colour(label: int) -> str:
-    return CLASS_COLOURS[label % len(CLASS_COLOURS)]
+def class_color(label: int) -> str:
+    return CLASS_COLORS[label % len(CLASS_COLORS)]
 
 
 def draw_box(axes: Axes, box: Sequence[float], ec: str, lw: float = 1.4, ls: Any = "-", **style: Any) -> None:
-    """The outline of (x0, y0, x1, y1)."""
+    """Draw the outline of a box (x0, y0, x1, y1)."""
     x0, y0, x1, y1 = box
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=ec, lw=lw, ls=ls, **style))
 
 
 def draw_label(axes: Axes, box: Sequence[float], text: str, fc: str, color: str = "black") -> None:
-    """Above the box's upper-left corner, or inside where the picture ends."""
+    """Draw a label above the box's upper-left corner, or inside the box at the top of the image."""
     right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
     pixel = right / axes.bbox.width
     x, y = min(max(box[0], 0), right), min(max(box[1], 0), bottom)
     above = y > 12 * pixel
-    # a label that starts near the right edge ends there
+    # near the right edge, align the label with it
     left = right - x > 7 * pixel * len(text)
     place = dict(xy=(x if left else right, y), xytext=(1 if left else -1, 1.5 if above else -1.5))
     align = dict(ha="left" if left else "right", va="bottom" if above else "top", textcoords="offset points")
@@ -119,5 +129,5 @@ def draw_label(axes: Axes, box: Sequence[float], text: str, fc: str, color: str 
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:
-    """An RGB picture to a file."""
+    """Write a (height, width, 3) uint8 RGB picture."""
     cv2.imwrite(str(path), picture[:, :, ::-1])
