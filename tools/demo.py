@@ -22,8 +22,10 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
@@ -32,7 +34,7 @@ import clockdistill.data  # noqa: F401  registers the data sets
 import families
 from clockdistill.engine import load_config, load_model
 from clockdistill.errors import UserError
-from clockdistill.evaluation.pictures import plot_curves, save_comparisons
+from clockdistill.evaluation.pictures import draw_comparison, plot_curves, write_png
 from clockdistill.evaluation.results import comparison_table, write_json
 
 # The demo changes to the root of the repository; all other paths are relative to it.
@@ -160,7 +162,7 @@ def one_seed(family: str, seed: int) -> str:
     runs = {TITLES[name]: str(folder / name / "metrics.json") for name in PAIR}
     plot_curves(runs, str(folder / "curves.png"), reference=(TITLES["teacher"], results["teacher"]["bbox"]["AP"]))
     cfgs = {name: load_config(student, [f"train.init_checkpoint={path}"]) for name, path in checkpoints.items()}
-    draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()}, str(folder))
+    draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()}, folder)
 
     write_json(results, folder / "results.json")
     announce(f"Done: results.json, curves.png and comparison_*.png are in {folder.resolve()}")
@@ -177,14 +179,19 @@ def several_seeds(family: str, seeds: list[int]) -> str:
     return seeds_table(summary)
 
 
-def draw_pictures(cfg: DictConfig, models: dict[str, nn.Module], folder: str) -> None:
+@torch.no_grad()
+def draw_pictures(cfg: DictConfig, models: dict[str, nn.Module], folder: Path) -> None:
     """Draw predictions on evenly spaced validation images, of those with enough objects."""
     inputs, records = instantiate(cfg.dataloader.test).dataset, instantiate(cfg.dataloader.test.dataset)
     objects = [sum(not a.get("iscrowd") for a in record["annotations"]) for record in records]
     candidates = [i for i, count in enumerate(objects) if count >= MIN_OBJECTS]
     chosen = candidates[:: max(1, len(candidates) // PICTURES)][:PICTURES]
     names = MetadataCatalog.get(cfg.dataloader.test.dataset.names).thing_classes
-    save_comparisons(models, [inputs[i] for i in chosen], [records[i] for i in chosen], names, folder)
+    for i in chosen:
+        path = Path(records[i]["file_name"])
+        predictions = {title: model([inputs[i]])[0]["instances"].to("cpu") for title, model in models.items()}
+        picture = draw_comparison(read_image(str(path), "RGB"), records[i], predictions, names)
+        write_png(folder / f"comparison_{path.stem}.png", picture)
 
 
 def summarize(results: dict[int, dict[str, dict[str, float]]]) -> dict:

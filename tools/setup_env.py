@@ -19,7 +19,10 @@ REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "requirements-detectron2.txt"]
 STAMP = VENV / "installed-requirements.txt"  # what REQUIREMENTS contained when they were last installed
 PACKAGE = ROOT / "projects" / "CLoCKDistill" / "clockdistill"
 BUILD_RECORD = PACKAGE / "_C.json"  # written by setup.py
-QUERY = "import clockdistill, importlib.metadata; print(clockdistill.__file__, importlib.metadata.version('torch'))"
+QUERY = (
+    "import clockdistill, importlib.metadata; "
+    "print(clockdistill.__file__, importlib.metadata.version('torch').split('+')[0])"
+)
 CHECK = "import cv2, detectron2.engine; from clockdistill.collect_env import operators_info; print(operators_info())"
 
 
@@ -54,7 +57,7 @@ def pip_install(python: str | Path, *arguments: str) -> None:
     quiet = ["--disable-pip-version-check", "--no-warn-conflicts"]
     command = [str(python), "-m", "pip", "install", *quiet, *arguments]
     if subprocess.run(command, cwd=ROOT).returncode:
-        fail("pip failed, see above: fix the cause and run make again")
+        fail("pip failed, see above: fix the cause, or delete .venv, and run make again")
 
 
 def pinned_packages() -> str:
@@ -62,7 +65,7 @@ def pinned_packages() -> str:
 
 
 def packages_are_current() -> bool:
-    return STAMP.exists() and STAMP.read_text(encoding="utf-8") == pinned_packages()
+    return VENV_PYTHON.exists() and STAMP.exists() and STAMP.read_text(encoding="utf-8") == pinned_packages()
 
 
 def package_is_current(python: str | Path) -> bool:
@@ -73,7 +76,7 @@ def package_is_current(python: str | Path) -> bool:
     built_for = json.loads(BUILD_RECORD.read_text(encoding="utf-8"))["torch"]
     found = subprocess.run([str(python), "-c", QUERY], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     # The version that torch reports has a suffix such as +cu130, which its package on PyPI lacks.
-    return found.stdout.split("+")[0].strip() == f"{PACKAGE / '__init__.py'} {built_for.split('+')[0]}"
+    return found.stdout.strip() == f"{PACKAGE / '__init__.py'} {built_for.split('+')[0]}"
 
 
 def set_up(python: str | Path) -> bool:

@@ -10,8 +10,8 @@ enlarged). predictions.jsonl has one line per image or frame, written as soon as
 `frame` counts from 0 and is absent for images; boxes are in pixels. After Ctrl-C, predictions.jsonl and the MP4 are
 complete up to the last frame.
 
-Class names and the test-time image size are read from the checkpoint. If it has none, because another program saved it,
-they are taken from the config's test data set.
+Class names and the test-time image size are read from the checkpoint, which takes precedence over the config. If it has
+none, because another program saved it, they are taken from the config's test data set.
 
 Examples:
     predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --input holiday.jpg photos/ --output predictions \\
@@ -100,7 +100,9 @@ def collect_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise UserError(f"folder {path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give another")
+                raise UserError(
+                    f"folder {path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give another folder"
+                )
             images += inside
         elif not path.exists():
             raise UserError(f"{path} does not exist: give image files, folders of images, or videos")
@@ -151,7 +153,10 @@ def get_augmentations(cfg: DictConfig, metadata: dict) -> T.AugmentationList:
         return T.AugmentationList([] if resize is None else [T.ResizeShortestEdge(**resize)])
     augmentations = OmegaConf.select(cfg, "dataloader.test.mapper.augmentations")
     if augmentations is None:
-        raise UserError("neither checkpoint nor config resizes test images: set dataloader.test.mapper.augmentations")
+        raise UserError(
+            "neither the checkpoint nor the config defines the test-time resizing: "
+            "set dataloader.test.mapper.augmentations"
+        )
     return T.AugmentationList(instantiate(augmentations))
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a detector by a LazyConfig file.
+"""Train or evaluate a detector from a LazyConfig file.
 
 Examples:
     train_net.py --config-file configs/dino/dino_r18_kitti_12ep.py --num-gpus 8 [--resume] [key=value ...]
@@ -22,7 +22,7 @@ from clockdistill.errors import UserError
 
 def main(args: argparse.Namespace) -> None:
     if args.compare and not args.eval_only:
-        raise UserError("--compare evaluates models and trains none: add --eval-only")
+        raise UserError("--compare only evaluates models: add --eval-only")
     cfg = load_config(args.config_file, args.opts)
     setup(cfg, args)
     if args.compare:

@@ -41,6 +41,7 @@ from tqdm import tqdm
 import clockdistill.data  # noqa: F401  registers the data sets
 from clockdistill.distillation.memory import location_and_scale_weights
 from clockdistill.engine import ModelSpec, load_config, load_model, parse_model_specs, run
+from clockdistill.engine.observe import observe_object, split_levels
 from clockdistill.errors import UserError
 from clockdistill.evaluation.matching import evaluate_coco, match, worst_images
 from clockdistill.evaluation.pictures import (
@@ -53,7 +54,6 @@ from clockdistill.evaluation.pictures import (
     write_png,
 )
 from clockdistill.modeling import Target, Targets
-from clockdistill.modeling.observe import observe_object, split_levels
 
 
 class Model:

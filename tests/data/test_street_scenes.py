@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import make_street_scenes
-from clockdistill.data import load_kitti
+from clockdistill.data import read_kitti
 from clockdistill.data.builtin import STREET_CLASSES
 from streetscape import compose, draw_scene
 from streetscape.camera import SUPERSAMPLING, Canvas
@@ -45,7 +45,7 @@ def test_scenes_depend_on_the_seed_but_not_on_the_number_of_jobs(scenes, tmp_pat
 
 
 def test_kitti_loader_reads_scenes(scenes):
-    train, val = (load_kitti(scenes, split, STREET_CLASSES) for split in ("train", "val"))
+    train, val = (read_kitti(scenes, split, STREET_CLASSES)[0] for split in ("train", "val"))
     assert (len(train), len(val)) == (5, 2)
     for record in train + val:
         assert cv2.imread(record["file_name"]).shape == (record["height"], record["width"], 3) == (96, 320, 3)

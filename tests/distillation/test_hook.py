@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clockdistill.distillation import (
     DistillationHook,
+    DistillationLoss,
     MatchedLogitLoss,
     MemoryLoss,
     PlainFeatureLoss,
@@ -123,6 +124,20 @@ def test_gradient_shares_sum_to_one_and_follow_the_weights(tmp_path):
         assert sum(share.values()) == pytest.approx(1)
     ratios = [share["gradient_share/memory_object"] / share["gradient_share/detection"] for share in shares]
     assert ratios[1] / ratios[0] == pytest.approx(10, rel=1e-3)
+
+
+class ConstantLoss(DistillationLoss):
+    def forward(self, teacher, student, targets):
+        return {"zero": targets.boxes.new_zeros(())}
+
+
+def test_a_loss_without_gradient_has_no_gradient_share(tmp_path):
+    losses = {"memory": MemoryLoss(1e-2, 1e-3), "constant": ConstantLoss()}
+    hook = make_hook(tiny_dino(), save_teacher(tmp_path), losses, gradient_share_period=1)
+    with EventStorage() as storage:
+        assert hook.compute_losses(tiny_dino(), random_batch())["loss_constant_zero"] == 0
+        assert "gradient_share/memory_object" in storage.latest()
+        assert "gradient_share/constant_zero" not in storage.latest()
 
 
 @pairs

@@ -88,12 +88,12 @@ def test_without_objects_there_is_no_loss():
 
 
 @pytest.mark.parametrize(
-    ("available", "wanted", "chosen"),
+    ("available", "num_layers", "chosen"),
     [(6, 3, [1, 3, 5]), (6, 6, [0, 1, 2, 3, 4, 5]), (3, 2, [1, 2]), (2, 3, [0, 1, 1])],
 )
-def test_layers_are_spread_and_end_with_the_last(available, wanted, chosen):
+def test_layers_are_spread_and_end_with_the_last(available, num_layers, chosen):
     predictions = make_predictions(layers=available)
-    spread = spread_layers(predictions, wanted)
+    spread = spread_layers(predictions, num_layers)
     torch.testing.assert_close(spread.logits, predictions.logits[chosen])
 
 

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from clockdistill.errors import UserError
 from clockdistill.evaluation import pictures
 from clockdistill.evaluation.pictures import curves as curves_module
+from clockdistill.evaluation.pictures.curves import read_metrics
 from clockdistill.evaluation.pictures.sheet import TITLE_HEIGHT as TITLE
 
 HEIGHT, WIDTH = 60, 960  # wide enough not to be enlarged
@@ -164,22 +165,12 @@ def test_ground_truth_separates_objects_from_ignored_regions():
 
 def test_comparison_has_the_colors_of_the_image(tmp_path):
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    image[..., 0] = 200  # blue, in OpenCV's order
-    cv2.imwrite(str(tmp_path / "000007.png"), image)
-    batches = []
-
-    def predict(batch):
-        batches.extend(batch)
-        return [{"instances": predicted([100, 20, 200, 50])}]
-
-    inputs = {"image": "from the loader"}
-    paths = pictures.save_comparisons(
-        {"model": predict}, [inputs], [record(tmp_path / "000007.png")], CLASSES, str(tmp_path)
-    )
-    assert paths == [str(tmp_path / "comparison_000007.png")]
-    assert batches == [inputs]
-    picture = cv2.imread(paths[0])
+    image[..., 2] = 200
+    found = {"model": predicted([100, 20, 200, 50])}
+    pictures.write_png(tmp_path / "a.png", pictures.draw_comparison(image, record("a.png"), found, CLASSES))
+    picture = cv2.imread(str(tmp_path / "a.png"))
     assert picture.shape == (2 * (HEIGHT + TITLE), WIDTH, 3)
+    # blue comes first in OpenCV's order
     assert np.abs(picture[TITLE + 5, 700].astype(int) - [200, 0, 0]).max() <= 1
     assert (panel(picture, 1)[20, 150] != [200, 0, 0]).all()
 
@@ -198,7 +189,7 @@ def training(scale=1.0, **more):
 
 def test_metrics_are_sorted_and_the_last_values_count(tmp_path):
     rows = [{"iteration": 20, "a": 1.0}, {"iteration": 40, "a": 2.0, "b": 5.0}, {"iteration": 20, "a": 3.0}]
-    assert pictures.read_metrics(write_metrics(tmp_path / "metrics.json", rows)) == {
+    assert read_metrics(write_metrics(tmp_path / "metrics.json", rows)) == {
         "a": [(20, 3.0), (40, 2.0)],
         "b": [(40, 5.0)],
     }

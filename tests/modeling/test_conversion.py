@@ -209,7 +209,7 @@ def test_settings_that_differ_are_warned_of(tmp_path, caplog, source, variant):
     torch.save({"model": source_state_dict(source, variant, small_detector(source, variant))}, path)
     model = small_detector(source, variant)
     load_weights(model, path)
-    assert "unless the checkpoint was trained otherwise" not in caplog.text
+    assert "unless the checkpoint was trained with another value" not in caplog.text
     model.position_embedding.temperature, model.position_embedding.offset = 7, -0.25
     (temperature, offset), *eps = SETTINGS[source, family(variant)].values()
     expected = {"position_embedding.temperature": temperature, "position_embedding.offset": offset}
@@ -218,7 +218,7 @@ def test_settings_that_differ_are_warned_of(tmp_path, caplog, source, variant):
         expected["decoder.eps"] = eps[0]
     load_weights(model, path)
     for key, value in expected.items():
-        assert f"set model.{key}={value}, unless the checkpoint was trained otherwise" in caplog.text
+        assert f"set model.{key}={value}, unless the checkpoint was trained with another value" in caplog.text
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -65,7 +65,7 @@ def test_width_and_height_modulate_the_similarity_of_positions():
     """Eq. 6: PE(x) . PE(x_ref) is multiplied by w_ref / w, PE(y) . PE(y_ref) by h_ref / h."""
     model, layers, _, _, _, queries, _ = run()
     reference = queries.reference
-    for index, ((x, _, centre, *_), output) in enumerate(layers):
+    for index, ((x, _, center, *_), output) in enumerate(layers):
         for query in (0, 11):
             cx, cy, w, h = reference[0, query].tolist()
             content = x[0, query]
@@ -73,7 +73,7 @@ def test_width_and_height_modulate_the_similarity_of_positions():
             scale = model.decoder.position_scale(content) if index else torch.ones(WIDTH)
             half = WIDTH // 2
             for x_cell, y_cell in ((0.3, 0.8), (0.55, 0.1)):
-                similarity = centre[0, query] @ torch.cat((sine(y_cell), sine(x_cell)))
+                similarity = center[0, query] @ torch.cat((sine(y_cell), sine(x_cell)))
                 along_y = (sine(cy) * scale[:half]) @ sine(y_cell)
                 along_x = (sine(cx) * scale[half:]) @ sine(x_cell)
                 expected = along_y * h_ref / h + along_x * w_ref / w
@@ -87,13 +87,13 @@ def test_cross_attention_concatenates_content_and_position():
     image, query = 1, 5
     padding = memory.padding_mask[image]
     assert padding.any()
-    for layer, ((x, position, centre, _), output) in zip(model.decoder.layers, calls, strict=True):
+    for layer, ((x, position, center, _), output) in zip(model.decoder.layers, calls, strict=True):
         attention = layer.cross_attn
         q, k = attention.query_content_proj(x[image, query]), attention.key_content_proj(memory.tokens[image])
         k_position = attention.key_pos_proj(memory.position[image])
         if layer is model.decoder.layers[0]:
             q, k = q + attention.query_pos_proj(position[image, query]), k + k_position
-        q_position = attention.query_centre_proj(centre[image, query])
+        q_position = attention.query_centre_proj(center[image, query])
         v = attention.value_proj(memory.tokens[image])
         heads = []
         for head in range(HEADS):

@@ -73,14 +73,14 @@ def test_criterion_equals_a_loop(regions):
     matches = criterion.matcher(predictions, targets)
     for layer, suffix in enumerate(("_0", "")):
         logits, boxes = predictions.logits[layer], predictions.boxes[layer]
-        wanted = torch.zeros_like(logits)
+        one_hot = torch.zeros_like(logits)
         l1 = overlap = 0.0
         for b, q, t in zip(*matches[layer], strict=True):
-            wanted[b, q, targets[b].labels[t]] = 1
+            one_hot[b, q, targets[b].labels[t]] = 1
             l1 += (boxes[b, q] - targets[b].boxes[t]).abs().sum()
             overlap += 1 - giou(boxes[b, q], targets[b].boxes[t])
         p = logits.sigmoid()
-        focal = torch.where(wanted == 1, 0.25 * (1 - p) ** 2 * -p.log(), 0.75 * p**2 * -(1 - p).log())
+        focal = torch.where(one_hot == 1, 0.25 * (1 - p) ** 2 * -p.log(), 0.75 * p**2 * -(1 - p).log())
         matched = set(zip(*(index.tolist() for index in matches[layer][:2]), strict=True))
         spared = 0
         for b, q, c in itertools.product(*map(range, logits.shape)):

@@ -2,7 +2,7 @@
 
 from .builtin import register_all, register_by_name
 from .coco import register_coco
-from .kitti import KITTI_CLASSES, load_kitti, register_kitti
+from .kitti import KITTI_CLASSES, read_kitti, register_kitti
 from .mapper import DetectionMapper
 
 register_all()
@@ -10,7 +10,7 @@ register_all()
 __all__ = [
     "KITTI_CLASSES",
     "DetectionMapper",
-    "load_kitti",
+    "read_kitti",
     "register_by_name",
     "register_coco",
     "register_kitti",

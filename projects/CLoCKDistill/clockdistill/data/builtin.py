@@ -1,4 +1,4 @@
-"""Register the data sets that the configs use, and those whose name holds their path."""
+"""Register the data sets that the configs use, and those named by their path."""
 
 import os
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def register_all() -> None:
 
 
 def register_by_name(names: str | Iterable[str]) -> None:
-    """Register each data set whose name holds its path; skip all other names.
+    """Register each data set named by its path; skip all other names.
 
     `coco:ANNOTATIONS.json[:IMAGE_FOLDER]`: the images are by default in `images` next to the file if that folder
     exists, and next to the file otherwise.

@@ -16,7 +16,7 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 # the EXIF orientations that swap width and height; Detectron2's reader ignores all values but 2 to 8
-TURNED = {5, 6, 7, 8}
+SWAPPED_ORIENTATIONS = {5, 6, 7, 8}
 ENDINGS = {"PNG": b"IEND\xae\x42\x60\x82", "JPEG": b"\xff\xd9"}
 # where Pillow finds a PNG's orientation
 EXIF_KEYS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
@@ -91,7 +91,7 @@ def oriented_size(image: Image.Image, tail: bytes) -> tuple[int, int]:
         orientation = exif.get(ExifTags.Base.Orientation)
     except Exception:  # like the reader, ignore broken EXIF data
         orientation = None
-    return image.size[::-1] if orientation in TURNED else image.size
+    return image.size[::-1] if orientation in SWAPPED_ORIENTATIONS else image.size
 
 
 def measure_decoded(path: Path) -> tuple[int, int] | str:

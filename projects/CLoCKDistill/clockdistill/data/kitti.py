@@ -18,7 +18,7 @@ from typing import NamedTuple
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .catalog import list_folder, measure_images, outside_fault, raise_faults, register
+from .catalog import list_folder, measure_images, outside_fault, register
 
 KITTI_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 CLASS_SETS = {"all": KITTI_CLASSES, "three": ("Car", "Pedestrian", "Cyclist")}
@@ -122,17 +122,6 @@ def class_names(classes: Classes) -> list[str]:
 
 def as_mapping(classes: Classes) -> dict[str, str]:
     return dict(classes) if isinstance(classes, Mapping) else {name: name for name in classes}
-
-
-def load_kitti(root: Path, split: str, classes: Classes) -> list[dict]:
-    """Return Detectron2's standard dicts of a split; see `read_kitti`.
-
-    Raises:
-        UserError: the data set does not exist or has faults, all of which are logged.
-    """
-    records, faults = read_kitti(root, split, classes)
-    raise_faults(faults)
-    return records
 
 
 def read_kitti(

@@ -11,9 +11,10 @@ class DistillationLoss(nn.Module):
     A loss may own parameters, such as a projection. They are trained with the student and saved for `--resume`, but are
     not part of the student's checkpoint. All of them must contribute to the loss in every step.
 
+    `Outputs.memory` has only the levels that teacher and student share, in the same order.
+
     Attributes:
-        requires_memory: the loss compares memories. `Outputs.memory` then has only the levels that teacher and student
-            share, in the same order.
+        requires_memory: the loss compares memories. Training does not start if teacher and student share no level.
         requires_targets: the loss needs `Outputs.target_predictions` of both models.
         requires_objects: the loss needs `Outputs.object_predictions` of the teacher.
     """

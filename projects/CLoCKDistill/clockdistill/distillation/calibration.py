@@ -75,7 +75,7 @@ def save_embedding(embedding: TargetEmbedding, path: str, teacher: str) -> None:
         os.replace(path + ".tmp", path)
     except (OSError, RuntimeError) as error:
         logger.warning(
-            f"The calibrated target queries cannot be saved to {path}; the next run will fit them again: {error}"
+            f"The calibrated target queries could not be saved to {path}; the next run will fit them again: {error}"
         )
     else:
         logger.info(f"Saved the calibrated target queries to {path}")
@@ -92,5 +92,5 @@ def load_embedding(embedding: TargetEmbedding, path: str, teacher: str) -> bool:
             return False
         embedding.load_state_dict(saved["embedding"])
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise UserError(f"{path} has no calibrated target queries: delete it to fit them again") from error
+        raise UserError(f"{path} does not contain calibrated target queries: delete it to fit them again") from error
     return True

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..modeling import Detector, Outputs, Queries
 from .base import DistillationLoss
 from .calibration import calibrate, calibration_path, fingerprint, load_embedding, save_embedding
-from .target_queries import QueryAdapter, make_embedding
+from .target_queries import QueryAdapter, check_source, make_embedding
 from .teacher import load_teacher, pair_levels
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ class DistillationHook(HookBase):
         student: the detector to train, before it is wrapped in DistributedDataParallel.
         teacher: `config`, a LazyConfig file with a `model`, and `checkpoint`, its weights.
         losses: the distillation losses by name; None leaves one out.
-        embedding: class embedding of the target queries: "denoising", the one that the teacher learned in denoising;
-            "calibrated", one fitted to a teacher that learned none; or "random", an ablation.
-        gradient_share_period: log each loss's share of the gradient every so many iterations, which costs one backward
-            pass per loss; 0 turns it off.
+        embedding: class embedding of the target queries: "denoising", learned by the teacher in denoising training;
+            "calibrated", fitted to a teacher without one; "random", for ablations.
+        gradient_share_period: number of iterations between logs of each loss's gradient share, each of which costs one
+            backward pass per loss; 0 disables them.
         calibration: arguments `batches`, `steps` and `lr` of `calibrate`, for the "calibrated" embedding.
 
     Attributes:
@@ -55,19 +55,22 @@ class DistillationHook(HookBase):
         self.requires_targets = any(loss.requires_targets for loss in losses.values())
         self.requires_objects = any(loss.requires_objects for loss in losses.values())
         self.teacher_levels, self.student_levels = pair_levels(self.teacher.strides, student.strides)
-        if not self.student_levels and any(loss.requires_memory for loss in losses.values()):
+        requires_memory = any(loss.requires_memory for loss in losses.values())
+        if requires_memory and not self.student_levels:
             teacher_strides, student_strides = (", ".join(map(str, m.strides)) for m in (self.teacher, student))
             raise UserError(
                 f"the teacher's memory has levels of stride {teacher_strides} and the student's of {student_strides}, "
                 "and they share none: set the student's model.neck.in_features to levels of the teacher, or remove the "
                 "losses that compare memories"
             )
-        strides = ", ".join(str(student.strides[level]) for level in self.student_levels)
-        logger.info(f"Memories are compared on the student's levels of stride {strides or 'none'}")
+        if requires_memory:
+            strides = ", ".join(str(student.strides[level]) for level in self.student_levels)
+            logger.info(f"Memories are compared on the student's levels of stride {strides}")
 
         for loss in losses.values():
             loss.build(self.teacher, student)
         self.modules = nn.ModuleDict({"losses": nn.ModuleDict(losses)})
+        check_source(embedding)
         if self.requires_targets:
             if embedding == "calibrated" and calibration is None:
                 raise UserError("distillation.calibration is missing: set its batches, steps and lr")
@@ -160,10 +163,10 @@ def log_gradient_shares(terms: dict[str, Tensor], student: nn.Module, loss_scale
     parameters = [p for p in student.parameters() if p.requires_grad]
     norms = {}
     for name, term in terms.items():
-        # scaled as in the backward pass, so that small gradients do not vanish in float16
-        gradients = torch.autograd.grad(term * loss_scale, parameters, retain_graph=True, allow_unused=True)
-        gradients = [g.float() for g in gradients if g is not None]
-        norms[name] = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
+        if term.requires_grad:
+            # scaled as in the backward pass, so that small gradients do not vanish in float16
+            gradients = torch.autograd.grad(term * loss_scale, parameters, retain_graph=True, materialize_grads=True)
+            norms[name] = torch.linalg.vector_norm(torch.stack([g.float().norm() for g in gradients]))
     total = sum(norms.values())
     if total.isfinite():
         shares = {f"gradient_share/{name.removeprefix('loss_')}": float(n / total) for name, n in norms.items()}

@@ -34,7 +34,7 @@ class LogitLoss(DistillationLoss):
     Args:
         class_weight, l1_weight, giou_weight: lambda_cls, lambda_L1, lambda_GIoU.
         temperature: of the sigmoids in the divergence.
-        confidence: weight each query by the teacher's highest class score; otherwise all weigh the same.
+        confidence: weight each query by the teacher's highest class score; otherwise all queries have equal weight.
     """
 
     def __init__(

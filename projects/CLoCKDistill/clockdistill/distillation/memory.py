@@ -14,8 +14,8 @@ from .base import DistillationLoss
 def location_and_scale_weights(memory: Memory, targets: Targets) -> tuple[Tensor, Tensor]:
     """Return the products of location and scale masks, M * S and (1 - M) * S.
 
-    A cell covered by boxes weighs one over the extent, in cells, of the smallest of them. Any other cell that is not
-    padding weighs one over the number of such cells in its level.
+    A cell inside boxes has weight 1 / area of the smallest one, in cells. Any other cell that is not padding has weight
+    1 / number of such cells in its level.
 
     Returns:
         objects (B, N) and background (B, N), float32.
@@ -87,7 +87,8 @@ class FeatureLoss(DistillationLoss):
 
 
 class MemoryLoss(FeatureLoss):
-    """Location-and-context-aware memory loss: all objects weigh the same, and so does the background of a level.
+    """Location-and-context-aware memory loss: objects have equal total weight whatever their size, and so
+    does the background of each level.
 
     Args:
         alpha, beta: weights of objects and background.

@@ -42,6 +42,11 @@ class TargetEmbedding(nn.Module):
         return Queries(self.content(targets.labels), targets.boxes, padding=targets.padding, position=position)
 
 
+def check_source(source: str) -> None:
+    if source not in SOURCES:
+        raise UserError(f'distillation.embedding is "{source}": choose one of {", ".join(SOURCES)}')
+
+
 def make_embedding(source: str, teacher: Detector) -> TargetEmbedding:
     """Return the frozen embedding of the teacher's target queries, not yet calibrated.
 
@@ -50,12 +55,11 @@ def make_embedding(source: str, teacher: Detector) -> TargetEmbedding:
             random one.
 
     Raises:
-        UserError: the source is unknown, or the teacher was trained without denoising.
+        UserError: the source is "denoising", and the teacher was trained without it.
     """
-    if source not in SOURCES:
-        raise UserError(f'distillation.embedding is "{source}": choose one of {", ".join(SOURCES)}')
+    # the same on all ranks and after --resume, because the embedding is not part of the state
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         embedding = TargetEmbedding(teacher)
     if source == "denoising":
         if teacher.label_embedding is None:

@@ -31,7 +31,7 @@ def inference_metadata(cfg: DictConfig) -> dict[str, Any]:
             class_names: list of str, by class id;
             resize: the arguments `short_edge_length` and `max_size` of the test mapper's `ResizeShortestEdge`, or None
                 if images keep their size.
-        A key is left out if the config does not determine it; so is `resize` if test images are augmented otherwise.
+        A key is left out if the config does not determine it, and `resize` if test images are augmented in another way.
     """
     metadata = {}
     names = OmegaConf.select(cfg, "dataloader.train.dataset.names")
@@ -153,6 +153,8 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
     def step(self, iteration: int, **kwargs: Any) -> None:
         super().step(iteration, **kwargs)
+        if (iteration + 1) % self.period and iteration + 1 < self.max_iter:
+            return
         folder = self.checkpointer.save_dir
         for name in os.listdir(folder):
             if name.endswith(".resume.pth"):

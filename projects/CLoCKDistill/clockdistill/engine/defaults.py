@@ -84,7 +84,7 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
         cfg.train.device = "cpu"
     name = "clockdistill"
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_not_user_error)
     default_setup(cfg, args)
     if fallback:
         reason = "--num-gpus is 0" if args.num_gpus == 0 else "no GPU is present"
@@ -92,5 +92,5 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     extension.log_backend(torch.device(cfg.train.device).type)
 
 
-def _is_no_user_error(record: logging.LogRecord) -> bool:
+def _is_not_user_error(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], USER_ERRORS))

@@ -12,7 +12,7 @@ def get_detr_optimizer_params(
     Args:
         model: the detector.
         base_lr: learning rate of all other parameters.
-        backbone_lr_factor: factor on `base_lr` for the backbone.
+        backbone_lr_factor: factor of `base_lr` for the backbone.
         point_lr_factor: factor for reference points and sampling offsets (Deformable DETR, arXiv:2010.04159, Sec. 5).
     """
 

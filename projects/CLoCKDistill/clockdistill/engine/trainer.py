@@ -45,13 +45,13 @@ class Trainer(SimpleTrainer):
 
         Args:
             function: takes the model (in DistributedDataParallel if there are several processes), the batch, and the
-                factor that the losses are multiplied with before the backward pass (1 except in float16). It must call
-                the model's forward once and return scalar losses by name, whose sum is minimized.
+                factor by which the losses are multiplied before the backward pass (1 except in float16). It must call
+                the model's forward once and return scalar losses by name; their sum is minimized.
 
         Raises:
             RuntimeError: another hook has set one already.
         """
-        if self._loss_function is not None:
+        if self._loss_function not in (None, function):
             raise RuntimeError("two hooks set the loss function of the trainer: register only one of them")
         self._loss_function = function
 

@@ -34,7 +34,7 @@ class KITTIEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str, output_dir: str):
         self.dataset_name = dataset_name
-        # the name may hold a path
+        # the name may contain a path
         self.folder = Path(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name) + "_results")
         records = DatasetCatalog.get(dataset_name)
         self.class_names = MetadataCatalog.get(dataset_name).get("thing_classes", [])
@@ -94,7 +94,7 @@ class KITTIEvaluator(DatasetEvaluator):
 
 
 def read_record(record: dict) -> Labels:
-    """Recover an image's label file from its record of `load_kitti`.
+    """Recover an image's label file from a record of `read_kitti`.
 
     Types are those of the file, even if the class set maps them to others: the benchmark counts no Van as a Car.
     """

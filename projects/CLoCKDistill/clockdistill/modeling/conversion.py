@@ -127,7 +127,7 @@ def warn_about_settings(name: str, settings: dict[str, Any], model: nn.Module) -
         if value != expected:
             logger.warning(
                 f"The checkpoint has the parameter names of {name}, which uses model.{key}={expected}, but the model "
-                f"has {value}: set model.{key}={expected}, unless the checkpoint was trained otherwise"
+                f"has {value}: set model.{key}={expected}, unless the checkpoint was trained with another value"
             )
 
 

@@ -12,7 +12,7 @@ from .structures import Predictions, Targets
 
 
 def average_over_ranks(total: Tensor) -> Tensor:
-    """Return the mean of a scalar over all processes, to normalize losses as if on the joint batch."""
+    """Return the mean of a tensor over all processes, to normalize losses as if on the joint batch."""
     world = comm.get_world_size()
     if world > 1:
         total = total.clone()
@@ -52,8 +52,7 @@ class SetCriterion:
 
     def num_objects(self, targets: Targets) -> Tensor:
         """Return the number of objects per rank, averaged over ranks and at least 1."""
-        count = sum(len(t.labels) for t in targets)
-        return average_over_ranks(targets[0].boxes.new_tensor(float(count))).clamp(min=1)
+        return average_over_ranks((~targets.padding).sum().float()).clamp(min=1)
 
     def __call__(
         self,
@@ -93,9 +92,7 @@ class SetCriterion:
         padding: Tensor | None,
     ) -> dict[str, Tensor]:
         image, query, target = matches
-        first = torch.tensor([0] + [len(t.labels) for t in targets[:-1]], device=logits.device).cumsum(0)
-        matched_labels = torch.cat([t.labels for t in targets])[first[image] + target]
-        matched_boxes = torch.cat([t.boxes for t in targets])[first[image] + target]
+        matched_labels, matched_boxes = targets.labels[image, target], targets.boxes[image, target]
 
         one_hot = torch.zeros_like(logits)
         one_hot[image, query] = F.one_hot(matched_labels, logits.shape[-1]).to(logits)

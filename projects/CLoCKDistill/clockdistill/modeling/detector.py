@@ -100,7 +100,7 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def proposal_targets(self, targets: Targets) -> Targets:
-        """Return what the encoder's proposals are trained to find."""
+        """Return the targets of the encoder's proposals."""
         return targets
 
     def losses(
@@ -115,8 +115,8 @@ class Detector(nn.Module):
             groups["denoising"], matches, num_groups = self.denoising(targets)
         if target_queries is not None:
             groups["targets"] = target_queries
-        parts = list(groups.values())
-        parts = self.decode(memory, Queries.cat(parts)).split([len(part) for part in parts])
+        sizes = [len(group) for group in groups.values()]
+        parts = self.decode(memory, Queries.cat(list(groups.values()))).split(sizes)
         predictions = dict(zip(groups, parts, strict=True))
 
         losses = self.criterion(predictions["objects"], targets)
@@ -144,7 +144,7 @@ class Detector(nn.Module):
         Args:
             batched_inputs: Detectron2's format: `image` (3, H, W) RGB in [0, 255]; in training `instances`, and
                 `ignored` if there are ignored regions; at inference `height` and `width` of the output.
-            targets: those of `self.targets(batched_inputs)`, if they were made already; in training.
+            targets: `self.targets(batched_inputs)`, if already computed; training only.
             target_queries: additional decoder queries, in training; they do not affect the detector's own.
             with_outputs: return `(losses, Outputs)` in training.
 

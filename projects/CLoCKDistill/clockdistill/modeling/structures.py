@@ -64,7 +64,7 @@ class Queries:
         content: (B, Q, C).
         reference: (B, Q, 4), boxes (cx, cy, w, h) in [0, 1] of the image without padding.
         blocked: (Q, Q), True where query i (first axis) must not attend to query j; None if all may.
-        padding: (B, Q), True on slots that an image does not fill, or None where there are none.
+        padding: (B, Q), True on padded slots, or None if there are none.
         position: (B, Q, C), or None where the decoder computes it from the reference boxes.
         proposals: the encoder's own predictions, one layer, in two-stage detectors.
         attends_to_objects: whether `cat` lets these queries attend to the object queries.
@@ -85,7 +85,8 @@ class Queries:
     def cat(cls, parts: Sequence[Queries]) -> Queries:
         """Concatenate queries for one decoder pass, the object queries first.
 
-        No part attends to another, except that parts with `attends_to_objects` attend to the first one.
+        No part attends to another, except that parts with `attends_to_objects` attend to the first one. The result has
+        no `proposals`.
         """
         if len(parts) == 1:
             return parts[0]
@@ -98,8 +99,8 @@ class Queries:
             if part.attends_to_objects:
                 blocked[rows, : len(parts[0])] = False
             start = rows.stop
-            filled = torch.zeros(part.content.shape[:2], dtype=torch.bool, device=device)
-            paddings.append(filled if part.padding is None else part.padding)
+            no_padding = torch.zeros(part.content.shape[:2], dtype=torch.bool, device=device)
+            paddings.append(no_padding if part.padding is None else part.padding)
         return cls(
             content=torch.cat([part.content for part in parts], 1),
             reference=torch.cat([part.reference for part in parts], 1),
@@ -154,7 +155,7 @@ class Targets(Sequence[Target]):
     Attributes:
         labels: (B, n), n being the largest number of objects per image, at least 1.
         boxes: (B, n, 4).
-        padding: (B, n), True on slots that an image does not fill.
+        padding: (B, n), True on padded slots.
     """
 
     def __init__(self, images: Sequence[Target]):

@@ -21,6 +21,6 @@ def training_length(epochs, eval_epochs, images, batch_size):
 def step_schedule(epochs, drop):
     """Divide the learning rate by 10 after `drop` of `epochs` epochs.
 
-    The step is a share of the training: with another train.max_iter it moves along.
+    Milestones are fractions of the training, so they scale with train.max_iter.
     """
     return L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[drop], num_updates=epochs)

@@ -1,4 +1,4 @@
-"""The demo's distillation. It lasts four epochs only, so the memory loss gets a far higher weight than in the paper."""
+"""The demo's distillation. It lasts only four epochs, so the memory loss has a far larger weight than in the paper."""
 
 from pathlib import Path
 

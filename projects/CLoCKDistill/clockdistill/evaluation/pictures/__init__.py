@@ -1,7 +1,7 @@
 """Pictures of detectors' predictions, attention and training."""
 
-from .comparison import draw_comparison, draw_detections, ground_truth, save_comparisons
-from .curves import plot_curves, plot_precision_recall, read_metrics
+from .comparison import draw_comparison, draw_detections, ground_truth
+from .curves import plot_curves, plot_precision_recall
 from .maps import ObjectView, draw_attention, draw_masks
 from .sheet import write_png
 
@@ -14,7 +14,5 @@ __all__ = [
     "ground_truth",
     "plot_curves",
     "plot_precision_recall",
-    "read_metrics",
-    "save_comparisons",
     "write_png",
 ]

@@ -1,54 +1,18 @@
 """Predictions of models side by side with the ground truth."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.data.detection_utils import annotations_to_instances, read_image
+from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from ..matching import Matches, match
-from .sheet import CLASS_COLORS, DASHED, ERROR_COLOR, GRAY, Sheet, class_color, draw_box, draw_label, write_png
+from .sheet import CLASS_COLORS, DASHED, ERROR_COLOR, GRAY, Sheet, class_color, draw_box, draw_label
 
 FALSE_NEGATIVE = dict(ec=ERROR_COLOR, lw=1.7, ls=DASHED)
 FALSE_POSITIVE = dict(lw=1.1, ls=(0, (1, 1)))
 IGNORED = dict(ec="#FFFFFF", lw=1.0, ls=":")
-
-Predictor = Callable[[list[dict]], list[dict]]
-
-
-def save_comparisons(
-    predictors: dict[str, Predictor],
-    inputs: Iterable[dict],
-    records: Iterable[dict],
-    class_names: Sequence[str],
-    output_dir: str,
-    threshold: float = 0.3,
-) -> list[str]:
-    """Write `comparison_<name>.png` for each image: the ground truth, then the predictions of each model.
-
-    Args:
-        predictors: functions from a batch to a list of `{"instances": Instances}`, by the title of their panel.
-        inputs: images in the format of the predictors.
-        records: the same images as Detectron2 dataset dicts: `file_name`, `annotations`.
-        class_names: by class id.
-        output_dir: an existing folder.
-        threshold: minimum score to draw.
-
-    Returns:
-        The paths of the pictures.
-    """
-    paths = []
-    for x, record in zip(inputs, records, strict=True):
-        image = read_image(record["file_name"], "RGB")
-        with torch.no_grad():
-            predictions = {title: predict([x])[0]["instances"].to("cpu") for title, predict in predictors.items()}
-        picture = draw_comparison(image, record, predictions, class_names, threshold)
-        paths.append(os.path.join(output_dir, f"comparison_{Path(record['file_name']).stem}.png"))
-        write_png(paths[-1], picture)
-    return paths
 
 
 def ground_truth(record: dict, image_size: tuple[int, int]) -> tuple[Instances, Boxes]:

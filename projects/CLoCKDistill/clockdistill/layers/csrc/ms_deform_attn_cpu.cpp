@@ -81,14 +81,14 @@ enum class InstructionSet { baseline, avx2, avx512 };
 InstructionSet best_instruction_set() {
 #ifdef CLOCKDISTILL_X86
   // honor ATen's variable, so that one setting makes runs comparable across machines
-  const char* wanted = std::getenv("ATEN_CPU_CAPABILITY");
-  if (wanted != nullptr && std::strcmp(wanted, "default") == 0) {
+  const char* requested = std::getenv("ATEN_CPU_CAPABILITY");
+  if (requested != nullptr && std::strcmp(requested, "default") == 0) {
     return InstructionSet::baseline;
   }
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx2 && avx512 && (wanted == nullptr || std::strcmp(wanted, "avx2") != 0)) {
+  if (avx2 && avx512 && (requested == nullptr || std::strcmp(requested, "avx2") != 0)) {
     return InstructionSet::avx512;
   }
   if (avx2) {

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_convert
 
+from clockdistill.engine.observe import observe_object, record_attention
 from clockdistill.layers import MultiScaleDeformableAttention
 from clockdistill.modeling import Target
 from clockdistill.modeling.dab_detr import CrossAttention
-from clockdistill.modeling.observe import observe_object, record_attention
 from helpers import models
 
 SHAPES = torch.tensor([[4, 6], [2, 3]])

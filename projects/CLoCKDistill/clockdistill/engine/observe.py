@@ -9,8 +9,7 @@ from torchvision.ops import box_convert, box_iou
 
 from ..evaluation.pictures import ObjectView
 from ..layers import Attended
-from .detector import Detector
-from .structures import Memory, Target
+from ..modeling import Detector, Memory, Target
 
 
 @torch.no_grad()
