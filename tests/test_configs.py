@@ -157,22 +157,3 @@ def test_overrides_for_a_teacher_of_another_family(student):
     _, teacher = load(Path(cfg.distillation.teacher.config))
     assert teacher.label_embedding is not None
     assert any(pair_levels(teacher.strides, build(cfg).strides))
-
-
-@pytest.mark.parametrize(
-    ("variant", "overrides"),
-    [
-        (
-            "dino.5scale",
-            "model.backbone.out_features=[res2,res3,res4,res5] model.neck.in_features=[res2,res3,res4,res5] "
-            "model.neck.in_channels=[256,512,1024,2048] model.encoder.num_levels=5",
-        ),
-        ("deformable_detr.refine", "model.decoder.refine=True"),
-        ("deformable_detr.two_stage", "model.decoder.refine=True model.two_stage=True"),
-        ("dab_detr.dc5", "model.backbone.dilate_res5=True"),
-        ("dab_detr.patterns", "model.num_patterns=3"),
-    ],
-)
-def test_overrides_for_a_variant(variant, overrides):
-    cfg = load_config(str(families.coco_config(variant.split(".")[0])), overrides.split())
-    assert cfg.model == families.training_config(variant).model

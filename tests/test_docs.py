@@ -19,9 +19,9 @@ import clockdistill.data  # noqa: F401  registers the data sets
 import families
 from clockdistill import modeling
 from clockdistill.engine import load_config
+from helpers.documents import BLOCK, ROOT, code_blocks, documented_files
 
 PROJECT = families.CONFIGS.parent
-ROOT = PROJECT.parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "datasets/README.md")),
     PROJECT / "README.md",
@@ -29,33 +29,7 @@ PAGES = [
 ]
 # the demo's trainings, in output/demo/FAMILY
 DEMO_OUTPUTS = {"student", "distilled"}
-# a fence with its language, or lines with four spaces after an empty one
-BLOCK = re.compile(
-    r"^```(?P<language>\w*)\n(?P<fenced>.*?)^```|(?<=\n\n)(?P<indented>(?:    [^\n]*\n|\n(?=    ))+)",
-    re.MULTILINE | re.DOTALL,
-)
-
 for_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-
-
-def code_blocks(text):
-    """Yield language, code and the text before it, of each code block of a page."""
-    for match in BLOCK.finditer(text):
-        code = match["fenced"] or re.sub("^    ", "", match["indented"], flags=re.MULTILINE)
-        yield match["language"] or guess_language(code), code, text[: match.start()]
-
-
-def guess_language(code):
-    languages = {"python": ("from ", "import "), "json": ("{",), "folders": ("$DETECTRON2_DATASETS/", "/data/")}
-    return next((name for name, starts in languages.items() if code.startswith(starts)), "bash")
-
-
-def documented_files(text):
-    """Python files that a page shows, by the path that the text before them gives last."""
-    for language, code, before in code_blocks(text):
-        if language == "python" and (paths := re.findall(r"`((?:projects|configs)/[\w/]+\.py)`", before[-400:])):
-            path = Path(paths[-1])
-            yield (path if path.parts[0] == "projects" else Path("projects/CLoCKDistill") / path), code
 
 
 def commands(text):
@@ -229,10 +203,12 @@ def test_overrides_of_the_model_zoo_apply_to_their_configs():
     text = (ROOT / "docs/model_zoo.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\|[^|]+\| (`[^|]+\.py`) \| `([^|]+)` \|$", text, re.MULTILINE)
     assert len(rows) > 8
+    documented = []
     for globs, overrides in rows:
         for pattern in re.findall("`([^`]+)`", globs):
             parts = [part.split(",") for part in re.split(r"\{(.*?)\}", pattern)]
             paths = [path for name in itertools.product(*parts) for path in families.CONFIGS.glob("".join(name))]
             assert len(paths) > 1, f"no configs {pattern}"
-            for path in paths:
-                load_config(str(path), overrides.split())
+            documented += [load_config(str(path), overrides.split()).model for path in paths]
+    for variant in families.VARIANTS:
+        assert "." not in variant or families.training_config(variant).model in documented, variant

@@ -85,6 +85,8 @@ def test_folder_is_not_an_installed_module(monkeypatch, tmp_path):
 def test_complete_venv_needs_nothing(project, commands):
     assert not setup_env.set_up(setup_env.VENV_PYTHON)
     assert commands == []
+    setup_env.VENV_PYTHON.unlink()
+    assert not setup_env.packages_are_current()
 
 
 def test_changed_requirements_are_installed(project, commands):

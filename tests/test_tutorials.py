@@ -1,6 +1,5 @@
 """The code of docs/add_a_loss.md and docs/add_a_detector.md runs as it is printed there."""
 
-import re
 import shutil
 import sys
 
@@ -12,23 +11,19 @@ from clockdistill.engine import apply_overrides, load_config
 from clockdistill.modeling import Outputs
 from families import CONFIGS
 from helpers.distillation import make_hook, save_teacher
+from helpers.documents import ROOT, documented_files
 from helpers.models import random_batch, shrink, tiny
 
-DOCS = CONFIGS.parents[2] / "docs"
+DOCS = ROOT / "docs"
 
 
-def code_blocks(page):
-    """Python blocks of a page, by the file that the text before them names."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    blocks = {}
-    for match in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
-        blocks[re.findall(r"`([\w/]+\.py)`", text[: match.start()])[-1]] = match[1]
-    return blocks
+def files_of(page):
+    return {str(path): code for path, code in documented_files((DOCS / page).read_text(encoding="utf-8"))}
 
 
 @pytest.fixture
 def cosine(tmp_path, monkeypatch):
-    (tmp_path / "my_losses.py").write_text(code_blocks("add_a_loss.md")["projects/CLoCKDistill/my_losses.py"])
+    (tmp_path / "my_losses.py").write_text(files_of("add_a_loss.md")["projects/CLoCKDistill/my_losses.py"])
     monkeypatch.syspath_prepend(str(tmp_path))
     return "+distillation.losses.cosine={_target_: my_losses.CosineLoss, weight: 0.5}"
 
@@ -57,7 +52,7 @@ def detector_config(tmp_path):
     """The config of the documented detector, in a copy of the package and the configs."""
     project = tmp_path / "projects" / "CLoCKDistill"
     shutil.copytree(CONFIGS, project / "configs")
-    blocks = code_blocks("add_a_detector.md")
+    blocks = files_of("add_a_detector.md")
     for name, block in blocks.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +70,7 @@ def test_the_documented_detector_trains_and_is_distilled(detector_config, tmp_pa
         "__path__",
         [*clockdistill.modeling.__path__, str(detector_config / "clockdistill" / "modeling")],
     )
+    monkeypatch.delitem(sys.modules, "clockdistill.modeling.dab_deformable_detr", raising=False)
     config = detector_config / "configs/dab_deformable_detr/dab_deformable_detr_r50_coco_50ep.py"
     cfg = load_config(str(config))
     torch.manual_seed(0)
@@ -84,4 +80,3 @@ def test_the_documented_detector_trains_and_is_distilled(detector_config, tmp_pa
     assert {"loss_class", "loss_giou_0", "loss_memory_object", "loss_logits_class"} <= losses.keys()
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in student.parameters() if p.requires_grad)
-    sys.modules.pop("clockdistill.modeling.dab_deformable_detr", None)
