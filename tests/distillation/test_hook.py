@@ -140,6 +140,44 @@ def test_a_loss_without_gradient_has_no_gradient_share(tmp_path):
         assert "gradient_share/constant_zero" not in storage.latest()
 
 
+class Probe(DistillationLoss):
+    """Returns what it is told to, and keeps what it was given."""
+
+    def __init__(self, result):
+        super().__init__()
+        self.result = result
+
+    def forward(self, teacher, student, targets):
+        self.given = [teacher, student]
+        return self.result
+
+
+@pytest.mark.parametrize("required", [None, "memory", "objects", "targets"])
+def test_a_loss_gets_only_the_outputs_that_it_requires(tmp_path, required):
+    names = {"memory": "memory", "objects": "object_predictions", "targets": "target_predictions"}
+    loss = Probe({})
+    if required:
+        setattr(loss, f"requires_{required}", True)
+    losses = {"probe": loss, "memory": MemoryLoss(1.0, 1.0), "logits": TargetAwareLogitLoss(**WEIGHTS)}
+    make_hook(tiny_dino(), save_teacher(tmp_path), losses).compute_losses(tiny_dino(), random_batch())
+    for outputs in loss.given:
+        given = [key for key, name in names.items() if getattr(outputs, name) is not None]
+        assert given == ([required] if required else [])
+
+
+@pytest.mark.parametrize("result", [torch.zeros(()), {"name": torch.zeros(2)}])
+def test_a_loss_that_does_not_return_scalars_by_name_is_refused(tmp_path, result):
+    hook = make_hook(tiny_dino(), save_teacher(tmp_path), {"mine": Probe(result)})
+    with pytest.raises(UserError, match=r"distillation\.losses\.mine must return scalar losses by name"):
+        hook.compute_losses(tiny_dino(), random_batch())
+
+
+@pytest.mark.parametrize("config", [{"_target_": "nowhere.Loss"}, L(MemoryLoss)(alfa=1.0)])
+def test_a_loss_that_cannot_be_built_is_named(tmp_path, config):
+    with pytest.raises(UserError, match=r"distillation\.losses\.mine cannot be built: "):
+        make_hook(tiny_dino(), save_teacher(tmp_path), {"mine": config})
+
+
 @pairs
 def test_state_holds_the_projections(tmp_path, teacher_variant, student_variant):
     teacher = save_teacher(tmp_path, teacher_variant, embed_dim=64)

@@ -11,12 +11,11 @@ class DistillationLoss(nn.Module):
     A loss may own parameters, such as a projection. They are trained with the student and saved for `--resume`, but are
     not part of the student's checkpoint. All of them must contribute to the loss in every step.
 
-    `Outputs.memory` has only the levels that teacher and student share, in the same order.
-
     Attributes:
-        requires_memory: the loss compares memories. Training does not start if teacher and student share no level.
-        requires_targets: the loss needs `Outputs.target_predictions` of both models.
-        requires_objects: the loss needs `Outputs.object_predictions` of the teacher.
+        requires_memory: the loss gets `Outputs.memory` of both models, with the levels that they share, in the same
+            order. Training does not start if they share none.
+        requires_targets: the loss gets `Outputs.target_predictions` of both models.
+        requires_objects: the loss gets `Outputs.object_predictions` of both models.
     """
 
     requires_memory = False
@@ -27,5 +26,16 @@ class DistillationLoss(nn.Module):
         """Create parameters whose shapes depend on the two models. Called once, before training."""
 
     def forward(self, teacher: Outputs, student: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Return scalar losses by name. The log calls them `loss_<name of the loss in the config>_<name>`."""
+        """Return scalar losses by name. The log calls them `loss_<name of the loss in the config>_<name>`.
+
+        Outputs that the loss does not require are None.
+        """
         raise NotImplementedError
+
+    def select(self, outputs: Outputs) -> Outputs:
+        """Return only the outputs that the loss requires."""
+        return Outputs(
+            outputs.memory if self.requires_memory else None,
+            outputs.object_predictions if self.requires_objects else None,
+            outputs.target_predictions if self.requires_targets else None,
+        )

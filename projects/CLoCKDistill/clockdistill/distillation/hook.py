@@ -48,8 +48,7 @@ class DistillationHook(HookBase):
         gradient_share_period: int,
         calibration: Mapping[str, float] | None = None,
     ):
-        # Detectron2 instantiates the values of a config's dictionary only where they are used
-        losses = {name: instantiate(loss) for name, loss in losses.items() if loss is not None}
+        losses = {name: build_loss(name, loss) for name, loss in losses.items() if loss is not None}
         self.teacher = load_teacher(teacher["config"], teacher["checkpoint"], student)
         self.gradient_share_period = gradient_share_period
         self.requires_targets = any(loss.requires_targets for loss in losses.values())
@@ -132,11 +131,13 @@ class DistillationHook(HookBase):
             teacher_outputs = replace(teacher_outputs, memory=teacher_memory)
             student_memory = student_outputs.memory.select(self.student_levels)
             student_outputs = replace(student_outputs, memory=student_memory)
-        terms = {
-            f"loss_{name}_{term}": value
-            for name, loss in self.losses.items()
-            for term, value in loss(teacher_outputs, student_outputs, targets).items()
-        }
+        terms = {}
+        for name, loss in self.losses.items():
+            select = self.modules["losses"][name].select
+            values = loss(select(teacher_outputs), select(student_outputs), targets)
+            if not isinstance(values, dict) or any(value.dim() for value in values.values()):
+                raise UserError(f"distillation.losses.{name} must return scalar losses by name, as in {{'name': loss}}")
+            terms |= {f"loss_{name}_{term}": value for term, value in values.items()}
         if self.gradient_share_period and get_event_storage().iter % self.gradient_share_period == 0:
             log_gradient_shares({"loss_detection": sum(losses.values()), **terms}, student, loss_scale)
         return losses | terms
@@ -149,6 +150,14 @@ class DistillationHook(HookBase):
         objects = teacher.decode(memory, teacher.propose(memory)) if self.requires_objects else None
         targets = teacher.decode(memory, target_queries) if target_queries is not None else None
         return Outputs(memory, objects, targets)
+
+
+def build_loss(name: str, config: Mapping | DistillationLoss) -> DistillationLoss:
+    """Instantiate a loss, which Detectron2 does not do for values of a dictionary."""
+    try:
+        return instantiate(config)
+    except (ImportError, TypeError) as error:
+        raise UserError(f"distillation.losses.{name} cannot be built: {error}") from error
 
 
 def distributed(module: nn.Module) -> nn.Module:

@@ -191,10 +191,11 @@ class Outputs:
 
     Attributes:
         memory: the encoder's.
-        object_predictions: of the object queries, or None if they were not requested.
-        target_predictions: of the target queries, or None if there were none.
+        object_predictions: of the object queries.
+        target_predictions: of the target queries.
+    What was not requested is None.
     """
 
-    memory: Memory
+    memory: Memory | None
     object_predictions: Predictions | None
     target_predictions: Predictions | None

@@ -47,7 +47,7 @@ def read_metrics(path: str) -> dict[str, list[tuple[int, float]]]:
 def plot_curves(runs: dict[str, str], path: str, reference: tuple[str, float] | None = None) -> None:
     """Plot training runs: AP on the test set, the detection loss, and each loss's share of the gradient.
 
-    The detection loss is the sum of the terms that all runs have in common, such as a plain and a distilled one. The
+    The detection loss is the sum of the terms that all runs have in common and that are no distillation losses. The
     gradient shares are those of the last run that logged any; without any, this panel is left out.
 
     Args:
@@ -144,7 +144,9 @@ def _plot_ap(axes: Axes, metrics: dict[str, dict], reference: tuple[str, float] 
 def _plot_loss(axes: Axes, metrics: dict[str, dict]) -> None:
     _style(axes, "Detection loss")
     terms = set.intersection(*(set(values) for values in metrics.values()))
-    terms = sorted(term for term in terms if term.startswith("loss_"))
+    # distillation losses have gradient shares
+    shares = {key.partition("gradient_share/")[2] for values in metrics.values() for key in values}
+    terms = sorted(term for term in terms if term.startswith("loss_") and term.removeprefix("loss_") not in shares)
     for color, (name, values) in zip(itertools.cycle(RUN_COLORS), metrics.items(), strict=False):
         sums: dict[int, float] = {}
         for term in terms:
