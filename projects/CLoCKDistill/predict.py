@@ -83,6 +83,7 @@ def main(args: argparse.Namespace) -> None:
             f"{len(unreadable)} of {len(images)} images cannot be read ({', '.join(unreadable)}): copy them again; all "
             f"other predictions are in {output}"
         )
+    print(f"predictions: {output}")
 
 
 def collect_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -108,6 +108,7 @@ def main(args: argparse.Namespace) -> None:
 
     for record in tqdm(chosen or records[: args.first], "pictures"):
         save_pictures(models, record, class_names, output, args.threshold, args.object)
+    print(f"pictures: {output}")
 
 
 def select_images(records: list[dict], names: Sequence[str]) -> list[dict]:

@@ -124,7 +124,7 @@ def test_the_mapper_names_an_image_with_broken_pixels(tmp_path):
     ("name", "hint"),
     [
         ("kitti_train", "DETECTRON2_DATASETS.*kitti/training"),
-        ("street_val", "make_street_scenes.py.*DETECTRON2_DATASETS"),
+        ("street_val", "DETECTRON2_DATASETS.*make_street_scenes.py"),
     ],
 )
 def test_a_missing_data_set(tmp_path, monkeypatch, name, hint):

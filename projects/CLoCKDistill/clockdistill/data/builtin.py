@@ -19,7 +19,7 @@ USAGE = {
 
 def register_all() -> None:
     """Register the built-in data sets, which are in `$DETECTRON2_DATASETS` (default: `datasets`)."""
-    street_hint = "run python datasets/make_street_scenes.py, or set DETECTRON2_DATASETS to the parent of street_scenes"
+    street_hint = "set DETECTRON2_DATASETS to the parent of street_scenes, or run python datasets/make_street_scenes.py"
     for split in ("train", "val"):
         register_kitti(f"kitti_{split}", "kitti", split)
         register_kitti(f"kitti3_{split}", "kitti", split, CLASS_SETS["three"])
