@@ -1,4 +1,4 @@
-"""setup.py in a copy of the sources, with a compiler that only creates the files it is asked for."""
+"""setup.py in a copy of the sources, with a compiler that only creates the requested files."""
 
 import json
 import os

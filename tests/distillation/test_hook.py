@@ -141,7 +141,7 @@ def test_a_loss_without_gradient_has_no_gradient_share(tmp_path):
 
 
 class Probe(DistillationLoss):
-    """Returns what it is told to, and keeps what it was given."""
+    """Returns a given result, and keeps its inputs."""
 
     def __init__(self, result):
         super().__init__()

@@ -143,7 +143,7 @@ def test_flops_of_a_fused_module_are_counted():
 
 
 class Widener(nn.Module):
-    """Allocates up to three million float32 at once (12 MB), beside a parameter of 4 kB."""
+    """Allocates up to three million float32 at once (12 MB), in addition to a parameter of 4 kB."""
 
     def __init__(self):
         super().__init__()

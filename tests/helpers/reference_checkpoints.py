@@ -40,7 +40,10 @@ def reference_names(source, variant):
     for line in (NAMES / f"{source}_{variant}.txt").read_text().splitlines():
         source_names, shape, model_names = line.split()
         shape = tuple(int(size) for size in shape.split("x"))
-        names += [(name, shape, ours) for name, ours in zip(expand(source_names), expand(model_names), strict=True)]
+        names += [
+            (name, shape, model_name)
+            for name, model_name in zip(expand(source_names), expand(model_names), strict=True)
+        ]
     return names
 
 
@@ -53,9 +56,9 @@ def expand(pattern):
 def name_pairs(source, variant):
     """(name in the source, name in our model), also for the variants without a list."""
     listed = variant if variant in LISTED_VARIANTS else family(variant)
-    pairs = [(name, ours) for name, _, ours in reference_names(source, listed)]
+    pairs = [(name, model_name) for name, _, model_name in reference_names(source, listed)]
     if variant == "dino.5scale" and source == "detrex":
-        pairs = [(name, ours.replace("neck.convs.3", "neck.convs.4")) for name, ours in pairs]
+        pairs = [(name, model_name.replace("neck.convs.3", "neck.convs.4")) for name, model_name in pairs]
         pairs += zip(expand("neck.convs.3.{conv,norm}.{weight,bias}"), expand("neck.convs.3.{0,1}.{weight,bias}"))
     elif variant == "dino.5scale":
         pairs += zip(expand("input_proj.4.{0,1}.{weight,bias}"), expand("neck.convs.4.{0,1}.{weight,bias}"))
@@ -64,10 +67,10 @@ def name_pairs(source, variant):
         pairs.append((f"{transformer}.patterns.weight", "patterns.weight"))
     elif variant == "dab_detr.dc5" and source == "detrex":
         # detrex then uses torchvision's backbone, as the authors do
-        pairs = [(name, ours) for name, ours in pairs if not name.startswith("backbone.")]
-        for name, ours in name_pairs("authors", "dab_detr"):
+        pairs = [(name, model_name) for name, model_name in pairs if not name.startswith("backbone.")]
+        for name, model_name in name_pairs("authors", "dab_detr"):
             if name.startswith("backbone."):
-                pairs.append((name.replace("backbone.0.body.", "backbone.body."), ours))
+                pairs.append((name.replace("backbone.0.body.", "backbone.body."), model_name))
     return pairs
 
 
@@ -97,8 +100,8 @@ def source_state_dict(source, variant, model):
     """The state dict of a `small_detector` with the source's names."""
     state = model.state_dict()
     pairs = name_pairs(source, variant)
-    assert {ours for _, ours in pairs} == state.keys(), "the list of names is complete"
-    converted = {name: state[ours] for name, ours in pairs}
+    assert {model_name for _, model_name in pairs} == state.keys(), "the list of names is complete"
+    converted = {name: state[model_name] for name, model_name in pairs}
     if (source, family(variant)) == ("authors", "dino"):
         # a row that no class uses
         embedding = converted["label_enc.weight"]

@@ -126,7 +126,7 @@ def test_second_derivatives_raise(backend):
 
 
 def test_gradcheck_at_cell_borders_and_outside(backend):
-    """Points lie beside the kinks of the interpolation at cell centers."""
+    """Points lie off the kinks of the interpolation at cell centers."""
     function, device = backend
     value, shapes, starts, _, _ = arguments(B=1, D=2, shapes=((3, 2),), device=device)
     steps = [-0.4, -0.25 + 1e-4, -0.1, 0.0, 0.25 - 1e-4, 0.25 + 1e-4, 0.5, 1.0, 1.25 - 1e-4, 1.25 + 1e-4, 3.0]

@@ -65,7 +65,7 @@ def test_reference_names_and_shapes_fit_the_full_size_models(tmp_path, source, v
     numbers = {name: float(order.index(number)) for name, number in numbers.items()}
     names = reference_names(source, variant)
     # expanded tensors take no space in the file
-    weights = {name: torch.tensor(numbers[ours]).expand(shape) for name, shape, ours in names}
+    weights = {name: torch.tensor(numbers[model_name]).expand(shape) for name, shape, model_name in names}
     torch.save({"model": weights}, tmp_path / "full_size.pth")
     assert load_weights(model, str(tmp_path / "full_size.pth"), strict=True) == ALL_MATCHED
     for name, value in model.state_dict().items():
@@ -82,7 +82,7 @@ def test_checkpoint_is_loaded_in_full(tmp_path, source, variant):
     assert load_weights(model, str(path), strict=True) == ALL_MATCHED
     assert_same_weights(model, reference)
 
-    # and from a checkpoint of ours
+    # and from a checkpoint of this project
     torch.save({"model": model.state_dict()}, path)
     model = small_detector(source, variant, seed=3)
     assert load_weights(model, str(path), strict=True) == ALL_MATCHED
@@ -290,7 +290,7 @@ class Malicious:
 def test_code_in_a_file_is_not_run(tmp_path):
     weights = source_state_dict("authors", "dino", small_detector("authors"))
     for key, content in {
-        "beside": {"model": weights, "args": Malicious(str(tmp_path / "ran"))},
+        "next to weights": {"model": weights, "args": Malicious(str(tmp_path / "ran"))},
         "inside": {"model": weights, "args": argparse.Namespace(hook=Malicious(str(tmp_path / "ran")))},
         "config": {"model": weights, "betas": OmegaConf.create([Malicious(str(tmp_path / "ran"))], flags=OBJECTS)},
     }.items():

@@ -140,7 +140,7 @@ def authors_eps(monkeypatch):
 def compare(variant, model, sizes, seed=0):
     other = (dab_detr if variant.startswith("dab_detr") else deformable_detr)(model)
     state = model.state_dict()
-    weights = {name: state[ours] for name, ours in name_pairs("hugging_face", variant)}
+    weights = {name: state[model_name] for name, model_name in name_pairs("hugging_face", variant)}
     other.load_state_dict(weights | fused_attention(model), strict=True)
 
     images = model.preprocess(random_batch(sizes=sizes, seed=seed))

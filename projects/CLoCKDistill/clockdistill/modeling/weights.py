@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .conversion import convert_state_dict
 
-# where DINO's authors and detrex keep averaged weights, beside "model"
+# where DINO's authors and detrex keep averaged weights, next to "model"
 AVERAGED_WEIGHTS = ("ema_model", "ema_state")
 
 
 class PlaceholderClass:
-    """Stands in for classes that checkpoints contain beside weights: keeps the attributes, without any behavior.
+    """Stands in for classes that checkpoints contain in addition to weights: keeps the attributes and does nothing.
 
     detrex's training checkpoints have omegaconf's containers among the optimizer's settings.
     """
@@ -43,7 +43,7 @@ class PlaceholderClass:
         pass
 
 
-# the authors' repositories save their command line beside the weights; a Namespace only holds plain values
+# the authors' repositories save their command line next to the weights; a Namespace only holds plain values
 torch.serialization.add_safe_globals([argparse.Namespace])
 torch.serialization.add_safe_globals(
     [type(name, (PlaceholderClass,), {"__module__": module}) for module, name in PlaceholderClass.NAMES]
@@ -148,7 +148,7 @@ def load_weights(model: nn.Module, path: str, strict: bool = False) -> LoadRepor
 
     Args:
         model: any module that is not wrapped in DistributedDataParallel.
-        path: a checkpoint of ours, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO,
+        path: a checkpoint of this project, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO,
             Deformable DETR or DAB-DETR from detrex or its authors. If it has averaged weights, they are loaded.
         strict: raise a `UserError` if a parameter or buffer of the model is not set.
 

@@ -166,8 +166,8 @@ def _plot_shares(axes: Axes, shares: dict[str, list[tuple[int, float]]]) -> None
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.margins(x=0)
-    beside = dict(loc="center left", bbox_to_anchor=(1, 0.5), borderaxespad=0.6, handlelength=1)
-    axes.legend(areas[::-1], names[::-1], fontsize=9.5, labelcolor=INK, frameon=False, **beside)
+    outside = dict(loc="center left", bbox_to_anchor=(1, 0.5), borderaxespad=0.6, handlelength=1)
+    axes.legend(areas[::-1], names[::-1], fontsize=9.5, labelcolor=INK, frameon=False, **outside)
 
 
 def _legend(axes: Axes, **kwargs) -> None:
