@@ -15,7 +15,7 @@ from detectron2.data import transforms as T
 import predict
 from clockdistill.engine import Checkpointer, load_config, run
 from clockdistill.modeling.detector import Detector
-from helpers.models import CONFIGS, roughen, tiny, tiny_config
+from helpers.models import CONFIGS, add_noise, tiny, tiny_config
 from helpers.toy import run_toy
 
 THRESHOLD = 0.02
@@ -24,7 +24,7 @@ CLASS_NAMES = ["cup", "fork", "knife", "plate", "spoon"]
 
 @pytest.fixture(scope="module")
 def detector():
-    return roughen(tiny("dino", num_classes=5)).eval()
+    return add_noise(tiny("dino", num_classes=5)).eval()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from clockdistill.distillation.calibration import calibrate
 from clockdistill.distillation.target_queries import TargetEmbedding
 from clockdistill.errors import UserError
 from helpers.distillation import make_hook, save_teacher
-from helpers.models import random_batch, roughen, tiny
+from helpers.models import add_noise, random_batch, tiny
 
 CALIBRATION = dict(batches=2, steps=3, lr=1e-2)
 
@@ -29,7 +29,7 @@ def decoding_error(teacher, embedding, batch):
 
 @pytest.mark.parametrize("variant", ["deformable_detr", "deformable_detr.two_stage", "dab_detr"])
 def test_the_teacher_decodes_a_calibrated_query_into_its_object(variant):
-    teacher = roughen(tiny(variant)).eval().requires_grad_(False)
+    teacher = add_noise(tiny(variant)).eval().requires_grad_(False)
     before = copy.deepcopy(teacher.state_dict())
     batch = random_batch(sizes=((64, 96),), counts=(3,))
     embedding = TargetEmbedding(teacher)
@@ -87,7 +87,7 @@ def fit(rank, world, folder, batch):
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
         torch.set_num_threads(1)
-    teacher = roughen(tiny("deformable_detr")).eval().requires_grad_(False)
+    teacher = add_noise(tiny("deformable_detr")).eval().requires_grad_(False)
     torch.manual_seed(rank)
     embedding = TargetEmbedding(teacher)
     share = len(batch) // world

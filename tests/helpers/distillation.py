@@ -8,7 +8,7 @@ from detectron2.config import LazyConfig
 from omegaconf import OmegaConf
 
 from clockdistill.distillation import DistillationHook, MemoryLoss, TargetAwareLogitLoss
-from helpers.models import roughen, tiny, tiny_config
+from helpers.models import add_noise, tiny, tiny_config
 
 WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
 
@@ -17,7 +17,7 @@ def save_teacher(folder, variant="dino", **kwargs):
     """Config and checkpoint of a random teacher, as the hook takes them."""
     config, checkpoint = str(Path(folder) / "teacher.yaml"), str(Path(folder) / "teacher.pth")
     LazyConfig.save(OmegaConf.create({"model": tiny_config(variant, **kwargs)}, flags={"allow_objects": True}), config)
-    teacher = roughen(tiny(variant, seed=1, **kwargs), seed=1, scale=0.05)
+    teacher = add_noise(tiny(variant, seed=1, **kwargs), seed=1, scale=0.05)
     torch.save({"model": teacher.state_dict()}, checkpoint)
     return dict(config=config, checkpoint=checkpoint)
 

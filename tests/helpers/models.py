@@ -54,13 +54,16 @@ def random_queries(model, padding):
     return Queries(torch.randn(size), boxes, padding=padding, position=position)
 
 
-def roughen(module, seed=0, scale=0.1):
+def add_noise(module, seed=0, scale=0.1):
     """Add noise to the initial parameters, some of which are zero, so that every path carries a signal."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
     return module
+
+
+roughen = add_noise  # the name in tests/engine/test_observe.py
 
 
 def random_instances(height, width, count, num_classes, generator):

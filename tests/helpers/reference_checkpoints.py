@@ -8,7 +8,7 @@ import torch
 from detectron2.config import instantiate
 from torch import nn
 
-from helpers.models import roughen, tiny_config
+from helpers.models import add_noise, tiny_config
 
 NAMES = Path(__file__).parents[1] / "reference_names"
 SOURCES = ("detrex", "authors")
@@ -89,7 +89,7 @@ def small_detector(source, variant="dino", seed=0, num_queries=None, decoder_lay
     if num_queries is not None:
         config.num_queries = num_queries
     torch.manual_seed(seed)
-    model = roughen(instantiate(config), seed).eval()
+    model = add_noise(instantiate(config), seed).eval()
     for name, buffer in model.named_buffers():
         if name.startswith("backbone."):
             nn.init.uniform_(buffer, 0.5, 1.5)

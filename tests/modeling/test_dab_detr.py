@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from helpers.models import random_batch, roughen, tiny
+from helpers.models import add_noise, random_batch, tiny
 
 WIDTH, HEADS = 32, 4
 
@@ -19,8 +19,8 @@ def record(modules):
 
 
 def run(variant="dab_detr", **kwargs):
-    """A roughened model, the inputs and outputs of its decoder layers and their attentions, and its predictions."""
-    model = roughen(tiny(variant, **kwargs)).eval()
+    """A model with noise, the inputs and outputs of its decoder layers and their attentions, and its predictions."""
+    model = add_noise(tiny(variant, **kwargs)).eval()
     layers = record(model.decoder.layers)
     cross = record(layer.cross_attn for layer in model.decoder.layers)
     self_attention = record(layer.self_attn for layer in model.decoder.layers)
@@ -123,7 +123,7 @@ def test_self_attention_adds_content_and_position():
 
 
 def test_the_encoder_scales_positions_by_content():
-    model = roughen(tiny("dab_detr")).eval()
+    model = add_noise(tiny("dab_detr")).eval()
     calls = record(model.encoder.layers)
     with torch.no_grad():
         memory = model.encode(model.preprocess(random_batch()))

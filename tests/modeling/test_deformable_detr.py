@@ -8,7 +8,7 @@ import torch
 from detectron2.config import instantiate
 
 from clockdistill.errors import UserError
-from helpers.models import model_config, random_batch, random_queries, roughen, tiny, tiny_config
+from helpers.models import add_noise, model_config, random_batch, random_queries, tiny, tiny_config
 
 
 def record_layers(model):
@@ -42,7 +42,7 @@ def test_the_number_of_trainable_parameters_equals_the_official_training_log():
 
 
 def test_single_stage_layers_attend_around_the_same_points():
-    model = roughen(tiny("deformable_detr")).eval()
+    model = add_noise(tiny("deformable_detr")).eval()
     calls = record_layers(model)
     memory, _, predictions = decode(model)
     position, content = model.query_embedding.weight.split(32, 1)
@@ -59,7 +59,7 @@ def test_single_stage_layers_attend_around_the_same_points():
 
 
 def test_the_next_layer_attends_around_the_refined_boxes():
-    model = roughen(tiny("deformable_detr.refine", decoder_layers=3)).eval()
+    model = add_noise(tiny("deformable_detr.refine", decoder_layers=3)).eval()
     calls = record_layers(model)
     memory, queries, predictions = decode(model)
     ratios = memory.valid_ratios[:, None]
@@ -74,7 +74,7 @@ def test_the_next_layer_attends_around_the_refined_boxes():
 
 
 def test_refinement_carries_no_gradient_from_layer_to_layer():
-    model = roughen(tiny("deformable_detr.refine")).eval()
+    model = add_noise(tiny("deformable_detr.refine")).eval()
     memory = model.encode(model.preprocess(random_batch()))
     decoded = model.decode(memory, model.propose(memory))
     decoded.boxes[1].sum().backward()
@@ -84,7 +84,7 @@ def test_refinement_carries_no_gradient_from_layer_to_layer():
 
 @pytest.mark.parametrize("variant", ["deformable_detr", "deformable_detr.refine"])
 def test_only_the_center_of_a_single_stage_querys_box_matters(variant):
-    model = roughen(tiny(variant)).eval()
+    model = add_noise(tiny(variant)).eval()
     queries = random_queries(model, torch.zeros(2, 3, dtype=torch.bool))
     _, _, expected = decode(model, queries)
     queries.reference[..., 2:] = torch.rand(2, 3, 2)
@@ -113,7 +113,7 @@ def proposals_by_loop(model, memory, image):
 
 
 def test_two_stage_queries_are_made_from_the_best_cells():
-    model = roughen(tiny("deformable_detr.two_stage")).eval()
+    model = add_noise(tiny("deformable_detr.two_stage")).eval()
     calls = record_layers(model)
     memory, queries, _ = decode(model)
     frequencies = [10000 ** (2 * (i // 2) / 16) for i in range(16)]
@@ -135,7 +135,7 @@ def test_two_stage_queries_are_made_from_the_best_cells():
 
 
 def test_encoder_proposals_are_scored_as_objects_of_any_class():
-    model = roughen(tiny("deformable_detr.two_stage")).train()
+    model = add_noise(tiny("deformable_detr.two_stage")).train()
     model.backbone.eval()
     batch = random_batch()
     relabeled = copy.deepcopy(batch)

@@ -10,7 +10,7 @@ def make_targets():
     return Targets([first, Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))])
 
 
-def test_every_group_has_one_near_query_per_object():
+def test_every_group_has_one_positive_query_per_object():
     targets = make_targets()
     queries, (image, query, target), groups = ContrastiveDenoising(3, 8, 9, 0.0, 1.0)(targets)
     assert groups == 3
@@ -23,17 +23,17 @@ def test_every_group_has_one_near_query_per_object():
     assert queries.padding.sum().item() == 2 * 2 * 3
 
 
-def test_near_boxes_move_less_than_far_ones():
+def test_positive_boxes_move_less_than_negative_ones():
     targets = make_targets()
     queries, (image, query, target), _ = ContrastiveDenoising(3, 8, 60, 0.0, 1.0)(targets)
     for b, q, t in zip(image.tolist(), query.tolist(), target.tolist(), strict=True):
         true = box_convert(targets[b].boxes[t], "cxcywh", "xyxy")
         half = targets[b].boxes[t, 2:].repeat(2) / 2
-        near = box_convert(queries.reference[b, q], "cxcywh", "xyxy")
-        assert ((near - true).abs() <= half * 1.0001).all()
-        far = queries.reference[b, q + 3]  # the other half of the group of two times three slots
-        assert (far[2:] > 0).all()
-        moved = (box_convert(far, "cxcywh", "xyxy") - true).abs() / half
+        positive = box_convert(queries.reference[b, q], "cxcywh", "xyxy")
+        assert ((positive - true).abs() <= half * 1.0001).all()
+        negative = queries.reference[b, q + 3]  # the other half of the group of two times three slots
+        assert (negative[2:] > 0).all()
+        moved = (box_convert(negative, "cxcywh", "xyxy") - true).abs() / half
         assert moved.max() >= 0.999
 
 

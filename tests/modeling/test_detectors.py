@@ -6,7 +6,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes, ImageList, Instances
 
 from clockdistill.modeling import Queries
-from helpers.models import VARIANTS, model_config, random_batch, random_queries, roughen, tiny
+from helpers.models import VARIANTS, add_noise, model_config, random_batch, random_queries, tiny
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
 CLOSE = dict(rtol=1e-4, atol=1e-4)
@@ -49,7 +49,7 @@ def test_training_reaches_every_parameter(variant, counts):
 
 @variants
 def test_target_queries_change_neither_losses_nor_object_queries(variant):
-    model = roughen(tiny(variant)).train()
+    model = add_noise(tiny(variant)).train()
     model.backbone.eval()
     batch = random_batch(counts=(3, 1))
     target_queries = random_queries(model, torch.tensor([[False, False, False], [False, True, True]]))
@@ -67,7 +67,7 @@ def test_target_queries_change_neither_losses_nor_object_queries(variant):
 
 @variants
 def test_padded_slots_do_not_change_the_predictions(variant):
-    model = roughen(tiny(variant)).eval()
+    model = add_noise(tiny(variant)).eval()
     with torch.no_grad():
         memory = model.encode(model.preprocess(random_batch()[:1]))
         padded = random_queries(model, torch.tensor([[False, False, True, True]]))
@@ -80,7 +80,7 @@ def test_padded_slots_do_not_change_the_predictions(variant):
 @variants
 def test_padding_changes_neither_memory_nor_queries(variant):
     """From the neck's maps on. Before that, convolutions and group norm see the padding, as in every DETR."""
-    model = roughen(tiny(variant)).eval()
+    model = add_noise(tiny(variant)).eval()
     if getattr(model, "proposal_norm", None) is not None:
         # invalid cells score 0 in all classes without biases, so that valid cells with higher scores are selected
         for module in (model.proposal_proj, model.proposal_norm, model.class_heads[-1]):
@@ -117,7 +117,7 @@ def test_padding_changes_neither_memory_nor_queries(variant):
 @variants
 def test_a_batch_of_different_sizes_equals_each_image_alone_on_the_same_canvas(variant):
     """The canvas has to be the same: DINO's position encoding of anchors depends on it, as in the reference."""
-    model = roughen(tiny(variant)).eval()
+    model = add_noise(tiny(variant)).eval()
     batch = random_batch(sizes=((64, 96), (96, 64), (50, 70)), counts=(1, 1, 1))
     images = model.preprocess(batch)
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_every_layer_has_a_prediction_for_every_query(variant):
 
 @variants
 def test_instances_are_sorted_by_score_and_have_the_output_size(variant):
-    model = roughen(tiny(variant)).eval()
+    model = add_noise(tiny(variant)).eval()
     (batch,) = random_batch(sizes=((64, 96),), counts=(2,))
     with torch.no_grad():
         same = model([batch])[0]["instances"]
@@ -199,7 +199,7 @@ def test_degenerate_boxes_are_dropped(variant):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_boxes_stay_float32_in_mixed_precision(variant, dtype):
     """bfloat16 can represent only 256 positions in an image. Boxes without extent must not give NaN."""
-    model = roughen(tiny(variant)).eval()
+    model = add_noise(tiny(variant)).eval()
     target_queries = random_queries(model, torch.zeros(2, 3, dtype=torch.bool))
     target_queries.reference[:, 0, 2:] = 1e-7
     with torch.no_grad():

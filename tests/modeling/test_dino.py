@@ -1,7 +1,7 @@
 import torch
 
 from clockdistill.modeling import Queries
-from helpers.models import random_batch, random_queries, roughen, tiny
+from helpers.models import add_noise, random_batch, random_queries, tiny
 
 
 def test_denoising_and_encoder_have_their_own_losses():
@@ -10,7 +10,7 @@ def test_denoising_and_encoder_have_their_own_losses():
 
 
 def test_target_and_denoising_queries_do_not_change_object_queries():
-    model = roughen(tiny("dino")).eval()
+    model = add_noise(tiny("dino")).eval()
     batch = random_batch(counts=(3, 1))
     with torch.no_grad():
         memory = model.encode(model.preprocess(batch))
@@ -27,7 +27,7 @@ def test_target_and_denoising_queries_do_not_change_object_queries():
 
 def test_boxes_carry_gradient_one_layer_back_and_no_further():
     """ "Look forward twice" (Sec. 3.5)."""
-    model = roughen(tiny("dino", decoder_layers=3)).eval()
+    model = add_noise(tiny("dino", decoder_layers=3)).eval()
     memory = model.encode(model.preprocess(random_batch()))
     boxes = model.decode(memory, model.propose(memory)).boxes
     # the heads' last layers reach other layers' boxes only through the reference boxes

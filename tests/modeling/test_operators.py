@@ -6,13 +6,13 @@ from torch.testing import assert_close
 
 from clockdistill.layers import extension
 from clockdistill.layers.ms_deform_attn import by_grid_sample
-from helpers.models import random_batch, roughen, tiny
+from helpers.models import add_noise, random_batch, tiny
 
 
 @pytest.mark.skipif(not extension.has_kernel("cpu"), reason=extension.load())
 @pytest.mark.parametrize("variant", ["dino", "deformable_detr", "deformable_detr.refine", "deformable_detr.two_stage"])
 def test_losses_and_gradients_match(variant, monkeypatch):
-    model = roughen(tiny(variant)).train()
+    model = add_noise(tiny(variant)).train()
     batch = random_batch()
 
     def run():

@@ -21,7 +21,7 @@ def test_attention_mask_equals_a_loop():
     mask = Queries.cat([make(5), denoising, make(3, padding=padding)]).attention_mask()
 
     kind = ["object"] * 5 + ["denoising 0"] * 6 + ["denoising 1"] * 6 + ["target"] * 3
-    # a denoising group has three near and then three far queries
+    # a denoising group has three positive and then three negative queries
     number = [0] * 5 + [0, 1, 2] * 4 + [0, 1, 2]
     count = [3, 1]
     assert mask.shape == (2, 20, 20)

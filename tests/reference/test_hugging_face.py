@@ -22,7 +22,7 @@ from transformers.models.dab_detr import modeling_dab_detr
 
 from clockdistill.layers import inverse_sigmoid
 from clockdistill.modeling.backbone import BLOCKS
-from helpers.models import VARIANTS, model_config, random_batch, roughen
+from helpers.models import VARIANTS, add_noise, model_config, random_batch
 from helpers.reference_checkpoints import name_pairs, small_detector
 
 CLOSE = dict(rtol=0, atol=1e-4)
@@ -168,5 +168,5 @@ def test_predictions_of_all_layers_match(variant, seed):
 @each_variant
 def test_predictions_of_full_size_models_match(variant):
     torch.manual_seed(0)
-    model = roughen(instantiate(model_config(variant)), scale=0.02).eval()
+    model = add_noise(instantiate(model_config(variant)), scale=0.02).eval()
     compare(variant, model, ((320, 480), (400, 300)))

@@ -78,8 +78,8 @@ class DistillationHook(HookBase):
             self.calibration_path = calibration_path(teacher["checkpoint"])
             self.modules["query_adapter"] = QueryAdapter(self.teacher, student)
         self.modules.to(student.device)
-        self.losses = {name: distributed(loss) for name, loss in losses.items()}
-        self.query_adapter = distributed(self.modules["query_adapter"]) if self.requires_targets else None
+        self.losses = {name: wrap_ddp(loss) for name, loss in losses.items()}
+        self.query_adapter = wrap_ddp(self.modules["query_adapter"]) if self.requires_targets else None
 
     def before_train(self) -> None:
         self.trainer.set_loss_function(self.compute_losses)
@@ -160,7 +160,7 @@ def build_loss(name: str, config: Mapping | DistillationLoss) -> DistillationLos
         raise UserError(f"distillation.losses.{name} cannot be built: {error}") from error
 
 
-def distributed(module: nn.Module) -> nn.Module:
+def wrap_ddp(module: nn.Module) -> nn.Module:
     """Wrap a module in DistributedDataParallel if there are several processes and it has parameters to train."""
     if comm.get_world_size() > 1 and any(p.requires_grad for p in module.parameters()):
         return DistributedDataParallel(module)
