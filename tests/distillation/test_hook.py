@@ -23,7 +23,7 @@ from clockdistill.distillation.teacher import pair_levels
 from clockdistill.errors import UserError
 from clockdistill.modeling import HungarianMatcher
 from helpers.distillation import WEIGHTS, make_hook, save_teacher, weights_by_loop
-from helpers.models import random_batch, roughen, tiny, tiny_config, tiny_dino
+from helpers.models import add_noise, random_batch, tiny, tiny_config, tiny_dino
 
 # one variant for each way of making content and position of queries
 VARIANTS = {
@@ -225,7 +225,7 @@ def test_levels_of_the_same_stride_are_paired(teacher, student, expected):
 
 @pytest.mark.parametrize(("teacher_variant", "student_variant", "stride"), [pair for pair in CROSS if pair[2]])
 def test_memories_are_compared_only_on_shared_levels(tmp_path, teacher_variant, student_variant, stride):
-    student = roughen(tiny(student_variant), scale=0.05)
+    student = add_noise(tiny(student_variant), scale=0.05)
     hook = make_hook(
         student, save_teacher(tmp_path, teacher_variant, embed_dim=64), embedding=VARIANTS[teacher_variant]
     )
@@ -269,7 +269,7 @@ def test_memories_without_a_common_level_are_refused(tmp_path):
     [("deformable_detr.two_stage", "deformable_detr"), ("dino", "deformable_detr")],
 )
 def test_a_student_that_does_not_encode_boxes_gets_positions(tmp_path, teacher_variant, student_variant):
-    student = roughen(tiny(student_variant))
+    student = add_noise(tiny(student_variant))
     hook = make_hook(student, save_teacher(tmp_path, teacher_variant), embedding="random")
     losses = hook.compute_losses(student, random_batch())
     losses["loss_logits_bbox"].backward()
@@ -369,11 +369,11 @@ def gradients(teacher_variant, student_variant, folder, rank=0, world=1):
         # the noise of two ranks differs from that of the joint batch
         config.denoising.update(label_noise=0.0, box_noise=0.0)
     torch.manual_seed(0)
-    student = roughen(instantiate(config), scale=0.05)
+    student = add_noise(instantiate(config), scale=0.05)
     matcher = HungarianMatcher(2, 5, 2)
     losses = {
         "memory": MemoryLoss(1e-2, 1e-3),
-        "features": PlainFeatureLoss(1e-2, "features"),
+        "features": PlainFeatureLoss(1e-2, "backbone"),
         "logits": TargetAwareLogitLoss(**WEIGHTS),
         "matched": MatchedLogitLoss(matcher, **WEIGHTS),
     }

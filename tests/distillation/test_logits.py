@@ -9,7 +9,7 @@ from clockdistill.distillation.logits import bernoulli_kl, spread_layers
 from clockdistill.distillation.target_queries import TargetEmbedding
 from clockdistill.modeling import HungarianMatcher, Outputs, Predictions, Target, Targets
 from helpers.distillation import WEIGHTS
-from helpers.models import VARIANTS, random_batch, roughen, tiny
+from helpers.models import VARIANTS, add_noise, random_batch, tiny
 
 
 def make_predictions(layers=2, images=2, queries=3, classes=4, dtype=torch.float32):
@@ -25,17 +25,18 @@ def outputs_of(predictions):
     return Outputs(None, None, predictions)
 
 
-@pytest.mark.parametrize("confidence", [True, False])
-def test_loss_equals_a_loop(confidence):
+@pytest.mark.parametrize("weight_by_confidence", [True, False])
+def test_loss_equals_a_loop(weight_by_confidence):
     teacher, student, targets = make_predictions(), make_predictions(), make_targets()
-    losses = TargetAwareLogitLoss(**WEIGHTS, confidence=confidence)(outputs_of(teacher), outputs_of(student), targets)
+    loss = TargetAwareLogitLoss(**WEIGHTS, weight_by_confidence=weight_by_confidence)
+    losses = loss(outputs_of(teacher), outputs_of(student), targets)
     divergence = l1 = overlap = 0.0
     for layer in range(2):
         terms = []
         for b, target in enumerate(targets):
             for i in range(len(target.labels)):
                 p, q = teacher.logits[layer, b, i].sigmoid(), student.logits[layer, b, i].sigmoid()
-                w = p.max() if confidence else torch.tensor(1.0)
+                w = p.max() if weight_by_confidence else torch.tensor(1.0)
                 kl = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum()
                 a, c = teacher.boxes[layer, b, i], student.boxes[layer, b, i]
                 iou = generalized_box_iou(
@@ -108,7 +109,7 @@ def test_target_queries_are_class_content_at_the_objects_boxes():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_loss_is_zero_if_student_and_teacher_are_equal(variant):
-    model = roughen(tiny(variant)).eval()
+    model = add_noise(tiny(variant)).eval()
     batch = random_batch()
     targets = model.targets(batch)
     with torch.no_grad():

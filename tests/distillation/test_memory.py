@@ -6,7 +6,7 @@ from clockdistill.distillation.memory import location_and_scale_weights, resize_
 from clockdistill.errors import UserError
 from clockdistill.modeling import Memory, Outputs, Target, Targets
 from helpers.distillation import weights_by_loop
-from helpers.models import VARIANTS, random_batch, roughen, tiny
+from helpers.models import VARIANTS, add_noise, random_batch, tiny
 
 
 def make_memory(shapes, valid, channels=3, dtype=torch.float32):
@@ -113,11 +113,11 @@ def test_an_image_without_objects_has_only_the_background_term():
     assert losses["background"] > 0
 
 
-@pytest.mark.parametrize("loss", [MemoryLoss(0.1, 0.1), MemoryLoss(0.1, 0.1, "features"), PlainFeatureLoss(1.0)])
+@pytest.mark.parametrize("loss", [MemoryLoss(0.1, 0.1), MemoryLoss(0.1, 0.1, "backbone"), PlainFeatureLoss(1.0)])
 def test_gradcheck(loss):
     teacher = make_memory(SHAPES[2:], [v[2:] for v in VALID], dtype=torch.float64)
     student = make_memory(SHAPES[2:], [v[2:] for v in VALID], dtype=torch.float64)
-    tokens = getattr(student, loss.feature).requires_grad_()
+    tokens = loss.maps(outputs_of(student)).requires_grad_()
     assert torch.autograd.gradcheck(
         lambda _: sum(loss(outputs_of(teacher), outputs_of(student), random_targets(0)).values()), tokens
     )
@@ -125,7 +125,7 @@ def test_gradcheck(loss):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_loss_is_zero_if_student_and_teacher_are_equal(variant):
-    model = roughen(tiny(variant)).eval()
+    model = add_noise(tiny(variant)).eval()
     batch = random_batch()
     outputs = outputs_of(model.encode(model.preprocess(batch)))
     for loss in (MemoryLoss(1.0, 1.0), PlainFeatureLoss(1.0)):
@@ -139,11 +139,12 @@ def test_half_precision_does_not_overflow():
     assert all(value.isfinite() and value.dtype == torch.float32 for value in losses.values())
 
 
-def test_plain_loss_is_the_mean_over_valid_cells():
+@pytest.mark.parametrize(("feature", "attribute"), [("memory", "tokens"), ("backbone", "features")])
+def test_plain_loss_is_the_mean_over_valid_cells(feature, attribute):
     teacher, student = make_memory(SHAPES, VALID), make_memory(SHAPES, VALID)
-    loss = PlainFeatureLoss(1.0)(outputs_of(teacher), outputs_of(student), random_targets(0))["mse"]
-    valid = ~teacher.padding_mask
-    torch.testing.assert_close(loss, (teacher.tokens - student.tokens)[valid].square().mean())
+    loss = PlainFeatureLoss(1.0, feature)(outputs_of(teacher), outputs_of(student), random_targets(0))["mse"]
+    difference = getattr(teacher, attribute) - getattr(student, attribute)
+    torch.testing.assert_close(loss, difference[~teacher.padding_mask].square().mean())
 
 
 def test_levels_of_different_shapes_are_resized():
@@ -154,5 +155,5 @@ def test_levels_of_different_shapes_are_resized():
 
 
 def test_unknown_feature_is_refused():
-    with pytest.raises(UserError, match="choose tokens or features"):
+    with pytest.raises(UserError, match="choose memory or backbone"):
         MemoryLoss(1.0, 1.0, "neck")

@@ -34,7 +34,7 @@ class LogitLoss(DistillationLoss):
     Args:
         class_weight, l1_weight, giou_weight: lambda_cls, lambda_L1, lambda_GIoU.
         temperature: of the sigmoids in the divergence.
-        confidence: weight each query by the teacher's highest class score; otherwise all queries have equal weight.
+        weight_by_confidence: weight each query by the teacher's highest class score; otherwise all have equal weight.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class LogitLoss(DistillationLoss):
         l1_weight: float,
         giou_weight: float,
         temperature: float = 1.0,
-        confidence: bool = True,
+        weight_by_confidence: bool = True,
     ):
         super().__init__()
         self.class_weight = class_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
         self.temperature = temperature
-        self.confidence = confidence
+        self.weight_by_confidence = weight_by_confidence
 
     def compare(self, teacher: Predictions, student: Predictions, valid: Tensor) -> dict[str, Tensor]:
         """
@@ -60,7 +60,8 @@ class LogitLoss(DistillationLoss):
         """
         teacher = spread_layers(teacher, len(student.logits))
         teacher, student = (Predictions(*map(at_least_float32, p)) for p in (teacher, student))
-        weight = teacher.logits.sigmoid().amax(-1) if self.confidence else torch.ones_like(teacher.logits[..., 0])
+        confidence = teacher.logits.sigmoid().amax(-1)
+        weight = confidence if self.weight_by_confidence else torch.ones_like(confidence)
         weight = weight * valid
         normalizer = average_over_ranks(weight.sum((1, 2))).clamp(min=1e-6)[:, None, None]
         weight = weight / normalizer

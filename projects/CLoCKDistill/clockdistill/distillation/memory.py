@@ -10,6 +10,9 @@ from ..modeling import Detector, Memory, Outputs, Targets
 from ..modeling.criterion import average_over_ranks
 from .base import DistillationLoss
 
+# attributes of `Memory`, by the names in configs
+FEATURES = {"memory": "tokens", "backbone": "features"}
+
 
 def location_and_scale_weights(memory: Memory, targets: Targets) -> tuple[Tensor, Tensor]:
     """Return the products of location and scale masks, M * S and (1 - M) * S.
@@ -60,7 +63,7 @@ class FeatureLoss(DistillationLoss):
     """Base class of losses that compare the maps of teacher and student cell by cell.
 
     Args:
-        feature: "tokens", the encoder's memory, or "features", the backbone's features after the neck.
+        feature: "memory", the encoder's output, or "backbone", the backbone's features after the neck.
 
     Attributes:
         projection: maps the student's width to the teacher's; the identity if they are equal.
@@ -70,8 +73,8 @@ class FeatureLoss(DistillationLoss):
 
     def __init__(self, feature: str):
         super().__init__()
-        if feature not in ("tokens", "features"):
-            raise UserError(f'the feature of a distillation loss is "{feature}": choose tokens or features')
+        if feature not in FEATURES:
+            raise UserError(f'the feature of a distillation loss is "{feature}": choose {" or ".join(FEATURES)}')
         self.feature = feature
         self.projection = nn.Identity()
 
@@ -79,11 +82,15 @@ class FeatureLoss(DistillationLoss):
         if student.embed_dim != teacher.embed_dim:
             self.projection = nn.Linear(student.embed_dim, teacher.embed_dim)
 
+    def maps(self, outputs: Outputs) -> Tensor:
+        """Return the maps (B, N, C) that are compared."""
+        return getattr(outputs.memory, FEATURES[self.feature])
+
     def squared_distance(self, teacher: Outputs, student: Outputs) -> Tensor:
         """Return the squared distance (B, N), summed over channels, on the teacher's levels, in at least float32."""
-        student_maps = at_least_float32(self.projection(getattr(student.memory, self.feature)))
+        student_maps = at_least_float32(self.projection(self.maps(student)))
         student_maps = resize_levels(student_maps, student.memory.spatial_shapes, teacher.memory.spatial_shapes)
-        return (at_least_float32(getattr(teacher.memory, self.feature)) - student_maps).square().sum(-1)
+        return (at_least_float32(self.maps(teacher)) - student_maps).square().sum(-1)
 
 
 class MemoryLoss(FeatureLoss):
@@ -94,7 +101,7 @@ class MemoryLoss(FeatureLoss):
         alpha, beta: weights of objects and background.
     """
 
-    def __init__(self, alpha: float, beta: float, feature: str = "tokens"):
+    def __init__(self, alpha: float, beta: float, feature: str = "memory"):
         super().__init__(feature)
         self.alpha = alpha
         self.beta = beta
@@ -111,13 +118,13 @@ class MemoryLoss(FeatureLoss):
 class PlainFeatureLoss(FeatureLoss):
     """Mean squared error over channels and cells that are not padding: the ablation without masks."""
 
-    def __init__(self, weight: float, feature: str = "tokens"):
+    def __init__(self, weight: float, feature: str = "memory"):
         super().__init__(feature)
         self.weight = weight
 
     def forward(self, teacher: Outputs, student: Outputs, targets: Targets) -> dict[str, Tensor]:
         distance = self.squared_distance(teacher, student)
         valid = ~teacher.memory.padding_mask
-        channels = getattr(teacher.memory, self.feature).shape[-1]
+        channels = self.maps(teacher).shape[-1]
         cells = average_over_ranks(valid.sum().to(distance))
         return {"mse": self.weight * (distance * valid).sum() / (cells * channels)}

@@ -11,9 +11,9 @@ from clockdistill.distillation import DistillationHook, MemoryLoss, TargetAwareL
 distillation = L(DistillationHook)(
     teacher=dict(config="", checkpoint=""),
     losses=dict(
-        memory=L(MemoryLoss)(alpha=5e-5, beta=1e-7, feature="tokens"),
+        memory=L(MemoryLoss)(alpha=5e-5, beta=1e-7, feature="memory"),
         logits=L(TargetAwareLogitLoss)(
-            class_weight=1.0, l1_weight=5.0, giou_weight=2.0, temperature=1.0, confidence=True
+            class_weight=1.0, l1_weight=5.0, giou_weight=2.0, temperature=1.0, weight_by_confidence=True
         ),
     ),
     embedding="denoising",
