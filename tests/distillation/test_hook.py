@@ -23,7 +23,7 @@ from clockdistill.distillation.teacher import pair_levels
 from clockdistill.errors import UserError
 from clockdistill.modeling import HungarianMatcher
 from helpers.distillation import WEIGHTS, make_hook, save_teacher, weights_by_loop
-from helpers.models import add_noise, random_batch, tiny, tiny_config, tiny_dino
+from helpers.models import add_noise, random_batch, tiny, tiny_config
 
 # one variant for each way of making content and position of queries
 VARIANTS = {
@@ -110,7 +110,7 @@ def test_distillation_does_not_change_the_detection_losses(tmp_path, variant, em
 def test_gradient_shares_sum_to_one_and_follow_the_weights(tmp_path):
     shares = []
     for factor in (1, 10):
-        student = tiny_dino()
+        student = tiny()
         hook = make_hook(
             student, save_teacher(tmp_path), {"memory": MemoryLoss(1e-2 * factor, 1e-3)}, gradient_share_period=1
         )
@@ -133,9 +133,9 @@ class ConstantLoss(DistillationLoss):
 
 def test_a_loss_without_gradient_has_no_gradient_share(tmp_path):
     losses = {"memory": MemoryLoss(1e-2, 1e-3), "constant": ConstantLoss()}
-    hook = make_hook(tiny_dino(), save_teacher(tmp_path), losses, gradient_share_period=1)
+    hook = make_hook(tiny(), save_teacher(tmp_path), losses, gradient_share_period=1)
     with EventStorage() as storage:
-        assert hook.compute_losses(tiny_dino(), random_batch())["loss_constant_zero"] == 0
+        assert hook.compute_losses(tiny(), random_batch())["loss_constant_zero"] == 0
         assert "gradient_share/memory_object" in storage.latest()
         assert "gradient_share/constant_zero" not in storage.latest()
 
@@ -159,7 +159,7 @@ def test_a_loss_gets_only_the_outputs_that_it_requires(tmp_path, required):
     if required:
         setattr(loss, f"requires_{required}", True)
     losses = {"probe": loss, "memory": MemoryLoss(1.0, 1.0), "logits": TargetAwareLogitLoss(**WEIGHTS)}
-    make_hook(tiny_dino(), save_teacher(tmp_path), losses).compute_losses(tiny_dino(), random_batch())
+    make_hook(tiny(), save_teacher(tmp_path), losses).compute_losses(tiny(), random_batch())
     for outputs in loss.given:
         given = [key for key, name in names.items() if getattr(outputs, name) is not None]
         assert given == ([required] if required else [])
@@ -167,15 +167,15 @@ def test_a_loss_gets_only_the_outputs_that_it_requires(tmp_path, required):
 
 @pytest.mark.parametrize("result", [torch.zeros(()), {"name": torch.zeros(2)}])
 def test_a_loss_that_does_not_return_scalars_by_name_is_refused(tmp_path, result):
-    hook = make_hook(tiny_dino(), save_teacher(tmp_path), {"mine": Probe(result)})
+    hook = make_hook(tiny(), save_teacher(tmp_path), {"mine": Probe(result)})
     with pytest.raises(UserError, match=r"distillation\.losses\.mine must return scalar losses by name"):
-        hook.compute_losses(tiny_dino(), random_batch())
+        hook.compute_losses(tiny(), random_batch())
 
 
 @pytest.mark.parametrize("config", [{"_target_": "nowhere.Loss"}, L(MemoryLoss)(alfa=1.0)])
 def test_a_loss_that_cannot_be_built_is_named(tmp_path, config):
     with pytest.raises(UserError, match=r"distillation\.losses\.mine cannot be built: "):
-        make_hook(tiny_dino(), save_teacher(tmp_path), {"mine": config})
+        make_hook(tiny(), save_teacher(tmp_path), {"mine": config})
 
 
 @pairs
@@ -238,7 +238,7 @@ def test_memories_are_compared_only_on_shared_levels(tmp_path, teacher_variant, 
     def level(model):
         """The level's tokens (B, h * w, C), cut out of those of all levels."""
         tokens = model.encode(model.preprocess(batch)).tokens
-        finer = [8, 16, 32, 64].index(stride) if model.num_levels > 1 else 0
+        finer = [8, 16, 32, 64].index(stride) if len(model.strides) > 1 else 0
         start = sum((canvas[0] // s) * (canvas[1] // s) for s in [8, 16, 32, 64][:finer])
         return tokens[:, start : start + shape[0] * shape[1]]
 
@@ -291,7 +291,7 @@ def test_a_teacher_without_denoising_has_no_label_embedding(tmp_path):
 
 def test_random_content_is_the_same_every_time(tmp_path):
     teacher = save_teacher(tmp_path)
-    first, second = (make_hook(tiny_dino(), teacher, embedding="random").embedding for _ in range(2))
+    first, second = (make_hook(tiny(), teacher, embedding="random").embedding for _ in range(2))
     assert torch.equal(first.content.weight, second.content.weight)
 
 
@@ -306,14 +306,14 @@ def test_random_content_is_the_same_every_time(tmp_path):
 )
 def test_missing_teacher_files(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        make_hook(tiny_dino(), save_teacher(tmp_path) | change)
+        make_hook(tiny(), save_teacher(tmp_path) | change)
 
 
 def test_a_teacher_config_needs_a_model(tmp_path):
     config = tmp_path / "empty.yaml"
     config.write_text("train: {}")
     with pytest.raises(UserError, match=r"empty\.yaml has no `model`"):
-        make_hook(tiny_dino(), save_teacher(tmp_path) | dict(config=str(config)))
+        make_hook(tiny(), save_teacher(tmp_path) | dict(config=str(config)))
 
 
 def test_the_teacher_gets_the_students_number_of_classes(tmp_path):
@@ -322,12 +322,12 @@ def test_the_teacher_gets_the_students_number_of_classes(tmp_path):
     config = Path(teacher["config"])
     config.write_text(re.sub(r"(?m)^( *)num_classes: 3$", r"\1num_classes: 7", config.read_text()))
     assert "num_classes: 7" in config.read_text()
-    assert make_hook(tiny_dino(), teacher).teacher.num_classes == 3
+    assert make_hook(tiny(), teacher).teacher.num_classes == 3
 
 
 def test_a_teacher_with_other_classes_is_refused(tmp_path):
     with pytest.raises(UserError, match="4 classes and the student 3"):
-        make_hook(tiny_dino(), save_teacher(tmp_path, num_classes=4))
+        make_hook(tiny(), save_teacher(tmp_path, num_classes=4))
 
 
 def test_teacher_checkpoint_that_leaves_a_parameter_unset(tmp_path):
@@ -336,7 +336,7 @@ def test_teacher_checkpoint_that_leaves_a_parameter_unset(tmp_path):
     del weights["encoder.level_embed"]
     torch.save({"model": weights}, teacher["checkpoint"])
     with pytest.raises(UserError, match=r"teacher\.pth does not set 1 .* encoder\.level_embed"):
-        make_hook(tiny_dino(), teacher)
+        make_hook(tiny(), teacher)
 
 
 def test_hook_is_made_from_a_config(tmp_path):
@@ -346,7 +346,7 @@ def test_hook_is_made_from_a_config(tmp_path):
         embedding="denoising",
         gradient_share_period=0,
     )
-    node.student = tiny_dino()
+    node.student = tiny()
     losses = instantiate(node).losses
     assert list(losses) == ["memory"]
     assert isinstance(losses["memory"], MemoryLoss)

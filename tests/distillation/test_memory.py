@@ -86,6 +86,11 @@ def test_selected_levels_form_a_memory():
     assert torch.equal(some.valid_ratios, memory.valid_ratios[:, [2, 0]])
 
 
+def test_sizes_without_padding_are_whole_numbers():
+    sizes = make_memory(SHAPES, VALID).unpadded_sizes()
+    assert sizes.flip(-1).tolist() == [[list(size) for size in image] for image in VALID]
+
+
 def outputs_of(memory):
     return Outputs(memory, None, None)
 

@@ -38,14 +38,6 @@ def tiny(variant="dino", seed=0, **kwargs):
     return instantiate(tiny_config(variant, **kwargs))
 
 
-def tiny_dino_config(**kwargs):
-    return tiny_config("dino", **kwargs)
-
-
-def tiny_dino(seed=0, **kwargs):
-    return tiny("dino", seed, **kwargs)
-
-
 def random_queries(model, padding):
     """Queries as in distillation, with random contents, boxes and, if the model needs them, positions."""
     size = *padding.shape, model.embed_dim

@@ -90,7 +90,7 @@ def test_padding_changes_neither_memory_nor_queries(variant):
         memory = model.encoder(maps, masks, [model.position_embedding(mask) for mask in masks])
         return memory, model.propose(memory)
 
-    levels = model.num_levels
+    levels = len(model.strides)
     shapes = [
         [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)][:levels],
         [(10, 7), (5, 4), (3, 2), (2, 1), (1, 1)][:levels],
@@ -159,7 +159,7 @@ def test_instances_are_sorted_by_score_and_have_the_output_size(variant):
 def test_padding_mask_and_valid_ratios_follow_image_sizes(variant):
     model = tiny(variant)
     memory = model.encode(ImageList.from_tensors([torch.rand(3, 128, 192), torch.rand(3, 64, 96)]))
-    assert memory.spatial_shapes.shape == (model.num_levels, 2)
+    assert memory.spatial_shapes.shape == (len(model.strides), 2)
     assert memory.tokens.shape == (2, memory.spatial_shapes.prod(1).sum(), model.embed_dim)
     height, width = memory.spatial_shapes[0].tolist()
     finest = memory.padding_mask[1, : height * width].view(height, width)

@@ -63,7 +63,7 @@ def deformable_detr(model):
         two_stage_num_proposals=model.num_queries,
         two_stage=model.two_stage,
         with_box_refine=model.decoder.refine,
-        num_feature_levels=model.num_levels,
+        num_feature_levels=len(model.strides),
         encoder_n_points=model.encoder.layers[0].self_attn.num_points,
         decoder_n_points=model.decoder.layers[0].cross_attn.num_points,
         **depths_and_widths(model),

@@ -55,10 +55,9 @@ class LogitLoss(DistillationLoss):
     def compare(self, teacher: Predictions, student: Predictions, valid: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            teacher, student: predictions for the same queries, of any number of layers.
+            teacher, student: predictions for the same queries, of the same number of layers.
             valid: (B, Q) or (E, B, Q), False on queries without a loss.
         """
-        teacher = spread_layers(teacher, len(student.logits))
         teacher, student = (Predictions(*map(at_least_float32, p)) for p in (teacher, student))
         confidence = teacher.logits.sigmoid().amax(-1)
         weight = confidence if self.weight_by_confidence else torch.ones_like(confidence)
@@ -80,7 +79,9 @@ class TargetAwareLogitLoss(LogitLoss):
     requires_targets = True
 
     def forward(self, teacher: Outputs, student: Outputs, targets: Targets) -> dict[str, Tensor]:
-        return self.compare(teacher.target_predictions, student.target_predictions, ~targets.padding)
+        student_predictions = student.target_predictions
+        teacher_predictions = spread_layers(teacher.target_predictions, len(student_predictions.logits))
+        return self.compare(teacher_predictions, student_predictions, ~targets.padding)
 
 
 class MatchedLogitLoss(LogitLoss):

@@ -26,13 +26,14 @@ def location_and_scale_weights(memory: Memory, targets: Targets) -> tuple[Tensor
     boxes = targets.boxes.double()
     low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
     objects, backgrounds = [], []
+    sizes = memory.unpadded_sizes().double()
     padding = memory.padding_mask.split([h * w for h, w in memory.spatial_shapes.tolist()], dim=1)
     for level, (height, width) in enumerate(memory.spatial_shapes.tolist()):
         # boxes are normalized to the image without padding, cells belong to the padded level
-        extent = memory.valid_ratios[:, None, level].double() * boxes.new_tensor([width, height])
+        size = sizes[:, None, level]
         # tolerate float32's rounding of an edge that lies on a cell border
-        first = ((low + 2e-7) * extent).floor().clamp(min=0)
-        last = torch.minimum(((high - 2e-7) * extent).ceil(), extent.round())
+        first = ((low + 2e-7) * size).floor().clamp(min=0)
+        last = torch.minimum(((high - 2e-7) * size).ceil(), size)
         first = torch.minimum(first, last - 1)
         cells = (last - first).prod(-1)
 

@@ -72,5 +72,4 @@ def query_attention(attended: Attended, memory: Memory, query: int) -> tuple[Ten
 
 def unpadded_shapes(memory: Memory) -> list[tuple[int, int]]:
     """Height and width of the first image's levels without padding."""
-    cells = (memory.valid_ratios[0].cpu() * memory.spatial_shapes.flip(-1)).round().int().flip(-1)
-    return [tuple(shape) for shape in cells.tolist()]
+    return [(height, width) for width, height in memory.unpadded_sizes()[0].int().tolist()]

@@ -56,8 +56,6 @@ class DABEncoder(nn.Module):
     An MLP of the content, shared by all layers, scales the position encoding.
     """
 
-    num_levels = 1
-
     def __init__(self, num_layers: int, embed_dim: int, num_heads: int, feedforward_dim: int):
         super().__init__()
         self.embed_dim = embed_dim

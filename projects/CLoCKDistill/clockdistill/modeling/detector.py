@@ -32,13 +32,11 @@ class Detector(nn.Module):
 
     Attributes:
         embed_dim: width C of memory and queries.
-        num_levels: number of levels of the memory.
         denoising: makes denoising queries in training, or None; set by families that train with denoising.
         encodes_boxes: whether `decode` computes the position encoding of queries that have no `position`.
     """
 
     embed_dim: int
-    num_levels: int
     encodes_boxes: bool = True
 
     def __init__(
@@ -57,7 +55,6 @@ class Detector(nn.Module):
     ):
         super().__init__()
         self.embed_dim = encoder.embed_dim
-        self.num_levels = encoder.num_levels
         self.backbone = backbone
         self.neck = neck
         self.position_embedding = position_embedding

@@ -34,6 +34,13 @@ class Memory:
     valid_ratios: Tensor
     position: Tensor | None = None
 
+    def unpadded_sizes(self) -> Tensor:
+        """Return width and height of each level without padding, in cells, (B, levels, 2).
+
+        They are whole numbers: a rounding error could move a cell across the border of a box or of valid proposals.
+        """
+        return (self.valid_ratios * self.spatial_shapes.flip(-1).to(self.valid_ratios)).round()
+
     def select(self, levels: Sequence[int]) -> Memory:
         """Return the memory of the levels with these indices, in this order."""
         if list(levels) == list(range(len(self.spatial_shapes))):

@@ -44,7 +44,6 @@ class DeformableEncoder(nn.Module):
             for _ in range(num_layers)
         )
         self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim))
-        self.num_levels = num_levels
         self.embed_dim = embed_dim
 
     def forward(self, features: list[Tensor], masks: list[Tensor], positions: list[Tensor]) -> Memory:
@@ -97,16 +96,13 @@ def valid_ratio(mask: Tensor) -> Tensor:
 def cell_centers(memory: Memory) -> Tensor:
     """Return the center (x, y) of every cell in units of the image without padding, (B, N, 2)."""
     centers = []
-    for (height, width), ratio in zip(memory.spatial_shapes.tolist(), memory.valid_ratios.unbind(1), strict=True):
+    for (height, width), size in zip(memory.spatial_shapes.tolist(), memory.unpadded_sizes().unbind(1), strict=True):
         y, x = torch.meshgrid(
-            torch.arange(height, device=ratio.device) + 0.5,
-            torch.arange(width, device=ratio.device) + 0.5,
+            torch.arange(height, device=size.device) + 0.5,
+            torch.arange(width, device=size.device) + 0.5,
             indexing="ij",
         )
-        grid = torch.stack((x, y), -1).view(1, -1, 2)
-        # rounded to whole cells: rounding errors must not move a center across the border of valid proposals
-        valid = (ratio * ratio.new_tensor([width, height])).round()
-        centers.append(grid / valid[:, None])
+        centers.append(torch.stack((x, y), -1).view(1, -1, 2) / size[:, None])
     return torch.cat(centers, 1)
 
 
