@@ -12,6 +12,7 @@ from clockdistill.evaluation import pictures
 from clockdistill.evaluation.pictures import curves as curves_module
 from clockdistill.evaluation.pictures.curves import read_metrics
 from clockdistill.evaluation.pictures.sheet import TITLE_HEIGHT as TITLE
+from helpers.models import random_batch, tiny
 
 HEIGHT, WIDTH = 60, 960  # wide enough not to be enlarged
 CLASSES = ["Car", "Van"]
@@ -239,6 +240,15 @@ def test_curves_show_the_numbers_of_the_runs(tmp_path, monkeypatch):
     assert loss.lines[0].get_ydata() == pytest.approx([2, 1 + 1 / 21, 1 + 1 / 41])
     assert loss.lines[1].get_ydata() == pytest.approx([3, 1 + 2 / 21, 1 + 2 / 41])
     assert list(loss.lines[0].get_xdata()) == [0, 20, 40]
+
+
+def test_detection_loss_has_all_terms_of_the_detector_and_none_of_distillation(tmp_path, monkeypatch):
+    """Even if every run is distilled and none logged gradient shares."""
+    detection = tiny()(random_batch())
+    distillation = [f"loss_{name}" for name in ("memory_object", "logits_class", "logits_giou", "class_mse", "mine_0")]
+    row = {"iteration": 0, **dict.fromkeys(detection, 1.0), **dict.fromkeys(distillation, 1000.0)}
+    _, loss = curves(tmp_path, monkeypatch, {"first": [row], "second": [row]})
+    assert [list(line.get_ydata()) for line in loss.lines] == [[len(detection)]] * 2
 
 
 def test_run_without_evaluation_has_only_a_loss_curve(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from .sheet import INK
 RUN_COLORS = ("#3B6FB6", "#D9541E", "#2E8B57", "#8E5AA8", "#B8860B")
 TERM_COLORS = ("#C9CED6", "#F7C59F", "#F08A4B", "#D9541E", "#9CC3E6", "#3B6FB6", "#8E5AA8")
 MAX_PANELS = 12
+# `SetCriterion`'s terms: of the last layer, of denoising queries or the encoder's proposals, of an auxiliary layer
+DETECTION_LOSS = re.compile(r"loss_(class|bbox|giou)(_dn|_enc)?(_\d+)?")
 
 
 def read_metrics(path: str) -> dict[str, list[tuple[int, float]]]:
@@ -47,8 +50,8 @@ def read_metrics(path: str) -> dict[str, list[tuple[int, float]]]:
 def plot_curves(runs: dict[str, str], path: str, reference: tuple[str, float] | None = None) -> None:
     """Plot training runs: AP on the test set, the detection loss, and each loss's share of the gradient.
 
-    The detection loss is the sum of the terms that all runs have in common and that are no distillation losses. The
-    gradient shares are those of the last run that logged any; without any, this panel is left out.
+    The detection loss is the sum of the detector's own terms that all runs have in common; distillation losses are left
+    out. The gradient shares are those of the last run that logged any; without any, this panel is left out.
 
     Args:
         runs: paths of `metrics.json`, by the run's name.
@@ -143,10 +146,8 @@ def _plot_ap(axes: Axes, metrics: dict[str, dict], reference: tuple[str, float] 
 
 def _plot_loss(axes: Axes, metrics: dict[str, dict]) -> None:
     _style(axes, "Detection loss")
-    terms = set.intersection(*(set(values) for values in metrics.values()))
-    # distillation losses have gradient shares
-    shares = {key.partition("gradient_share/")[2] for values in metrics.values() for key in values}
-    terms = sorted(term for term in terms if term.startswith("loss_") and term.removeprefix("loss_") not in shares)
+    common = set.intersection(*(set(values) for values in metrics.values()))
+    terms = sorted(filter(DETECTION_LOSS.fullmatch, common))
     for color, (name, values) in zip(itertools.cycle(RUN_COLORS), metrics.items(), strict=False):
         sums: dict[int, float] = {}
         for term in terms:
