@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import inspect
 import re
 from pathlib import Path
 
@@ -79,6 +80,13 @@ def test_distillation_is_the_only_difference_from_the_plain_student(path):
 def test_a_family_has_the_same_models_for_coco_and_kitti(family, backbones):
     coco = families.coco_config(family, backbones)
     assert coco.with_name(coco.name.replace("coco", "kitti")) in PATHS
+
+
+@pytest.mark.parametrize("family", families.MODELS)
+def test_configs_set_every_parameter_of_matcher_and_criterion(family):
+    criterion = families.model_config(family).criterion
+    for node in (criterion, criterion.matcher):
+        assert node.keys() - {"_target_"} == inspect.signature(node._target_).parameters.keys()
 
 
 def test_docstrings_state_the_right_strides():

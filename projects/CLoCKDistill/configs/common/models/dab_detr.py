@@ -12,10 +12,10 @@ from clockdistill.modeling import (
     ChannelMapper,
     DABDecoder,
     DABEncoder,
-    HungarianMatcher,
-    SetCriterion,
     build_resnet,
 )
+
+from ..criterion import set_criterion
 
 model = L(DABDETR)(
     backbone=L(build_resnet)(
@@ -32,12 +32,7 @@ model = L(DABDETR)(
         num_heads="${..encoder.num_heads}",
         feedforward_dim="${..encoder.feedforward_dim}",
     ),
-    criterion=L(SetCriterion)(
-        matcher=L(HungarianMatcher)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0),
-        class_weight=1.0,
-        l1_weight=5.0,
-        giou_weight=2.0,
-    ),
+    criterion=set_criterion(class_weight=1.0),
     num_classes=80,
     num_queries=300,
     num_patterns=0,

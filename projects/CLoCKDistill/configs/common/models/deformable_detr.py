@@ -13,10 +13,10 @@ from clockdistill.modeling import (
     DeformableDETR,
     DeformableDETRDecoder,
     DeformableEncoder,
-    HungarianMatcher,
-    SetCriterion,
     build_resnet,
 )
+
+from ..criterion import set_criterion
 
 model = L(DeformableDETR)(
     backbone=L(build_resnet)(depth=50, norm="FrozenBN", freeze_at=1, width=64),
@@ -40,12 +40,7 @@ model = L(DeformableDETR)(
         refine=False,
         eps=1e-5,
     ),
-    criterion=L(SetCriterion)(
-        matcher=L(HungarianMatcher)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0),
-        class_weight=2.0,
-        l1_weight=5.0,
-        giou_weight=2.0,
-    ),
+    criterion=set_criterion(class_weight=2.0),
     two_stage=False,
     num_classes=80,
     num_queries=300,

@@ -13,10 +13,10 @@ from clockdistill.modeling import (
     ContrastiveDenoising,
     DeformableDecoder,
     DeformableEncoder,
-    HungarianMatcher,
-    SetCriterion,
     build_resnet,
 )
+
+from ..criterion import set_criterion
 
 model = L(DINO)(
     backbone=L(build_resnet)(depth=50, norm="FrozenBN", freeze_at=1, width=64),
@@ -45,12 +45,7 @@ model = L(DINO)(
         label_noise=0.5,
         box_noise=1.0,
     ),
-    criterion=L(SetCriterion)(
-        matcher=L(HungarianMatcher)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0),
-        class_weight=1.0,
-        l1_weight=5.0,
-        giou_weight=2.0,
-    ),
+    criterion=set_criterion(class_weight=1.0),
     num_classes=80,
     num_queries=900,
     pixel_mean=[123.675, 116.280, 103.530],
