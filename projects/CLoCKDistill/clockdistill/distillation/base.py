@@ -12,8 +12,9 @@ class DistillationLoss(nn.Module):
     not part of the student's checkpoint. All of them must contribute to the loss in every step.
 
     Attributes:
-        requires_memory: the loss gets `Outputs.memory` of both models, with the levels that they share, in the same
-            order. Training does not start if they share none.
+        requires_memory: the loss gets `Outputs.memory` of both models, with the levels whose strides they share, in the
+            same order. If they share no stride but have equally many levels, it gets all of them, paired in order;
+            otherwise training does not start.
         requires_targets: the loss gets `Outputs.target_predictions` of both models.
         requires_objects: the loss gets `Outputs.object_predictions` of both models.
     """

@@ -1,4 +1,4 @@
-"""The two losses of CLoCKDistill with the paper's constants (arXiv:2502.10683).
+"""The two losses of CLoCKDistill (arXiv:2502.10683).
 
 alpha, beta and the weights of the logit loss are quoted from a third party and were not checked against the paper. They
 scale sums over channels and objects: check `gradient_share/*` in metrics.json for another width or data set.

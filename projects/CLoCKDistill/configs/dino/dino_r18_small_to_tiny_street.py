@@ -1,4 +1,4 @@
-"""The demo's distillation. It lasts only four epochs, so the memory loss has a far larger weight than in the paper."""
+"""The demo's distillation. It lasts only four epochs, so the memory loss has a far larger weight than by default."""
 
 from pathlib import Path
 
