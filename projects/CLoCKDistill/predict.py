@@ -11,7 +11,7 @@ enlarged). predictions.jsonl has one line per image or frame, written as soon as
 complete up to the last frame.
 
 Class names and the test-time image size are read from the checkpoint, which takes precedence over the config. If it has
-none, because another program saved it, they are taken from the config's test data set.
+none, because another codebase saved it, they are taken from the config's test data set.
 
 Examples:
     predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --input holiday.jpg photos/ --output predictions \\

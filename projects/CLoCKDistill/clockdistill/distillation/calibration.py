@@ -34,6 +34,7 @@ def calibrate(
         lr: learning rate.
     """
     embedding.requires_grad_(True)
+    # a class that is not in the batches then has no content instead of random content
     nn.init.zeros_(embedding.content.weight)
     fitted = DistributedDataParallel(embedding) if comm.get_world_size() > 1 else embedding
     optimizer = torch.optim.Adam(embedding.parameters(), lr)

@@ -168,7 +168,7 @@ def wrap_ddp(module: nn.Module) -> nn.Module:
 
 
 def log_gradient_shares(terms: dict[str, Tensor], student: nn.Module, loss_scale: float) -> None:
-    """Log the norm of each term's gradient in the student's parameters, divided by the sum of the norms."""
+    """Log the norm of each term's gradient with respect to the student's parameters, divided by their sum."""
     parameters = [p for p in student.parameters() if p.requires_grad]
     norms = {}
     for name, term in terms.items():

@@ -33,7 +33,7 @@ class LogitLoss(DistillationLoss):
 
     Args:
         class_weight, l1_weight, giou_weight: lambda_cls, lambda_L1, lambda_GIoU.
-        temperature: of the sigmoids in the divergence.
+        temperature: temperature of the sigmoids in the divergence.
         weight_by_confidence: weight each query by the teacher's highest class score; otherwise all have equal weight.
     """
 

@@ -23,7 +23,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Load a training config, apply overrides and register data sets given by path (`coco:…`, `kitti:…`).
 
     Args:
-        path: of a LazyConfig file, `.py` or `.yaml`.
+        path: path of a LazyConfig file, `.py` or `.yaml`.
         overrides: `key=value`, see `apply_overrides`.
 
     Raises:
@@ -148,7 +148,7 @@ def _cast(key: str, old: Any, value: Any, text: str) -> Any:
     elif isinstance(old, ListConfig):
         fits, expected = isinstance(value, list), "a list, as in [1,2]"
     elif isinstance(old, DictConfig):
-        fits, expected = isinstance(value, dict), "a group of keys: set one of them, or null"
+        fits, expected = isinstance(value, dict), "a group of keys; set a key inside it, or null"
     if not fits:
         raise UserError(f"config key {key} cannot be {value!r}: it must be {expected}")
     return value

@@ -96,7 +96,7 @@ class KITTIEvaluator(DatasetEvaluator):
 def read_record(record: dict) -> Labels:
     """Recover an image's label file from a record of `read_kitti`.
 
-    Types are those of the file, even if the class set maps them to others: the benchmark counts no Van as a Car.
+    Types are those of the file, even if the class set maps them to others: the benchmark does not count a Van as a Car.
     """
     # records repeat a DontCare region for each class
     lines = [a for a in record["annotations"] if a["type"] != DONT_CARE or a["category_id"] == 0]

@@ -4,7 +4,7 @@ It follows the development kit's `evaluate_object.cpp`, peculiarities included. 
 
 - An object counts if it is of the class, taller than the difficulty's minimum height, and no more occluded or truncated
   than the difficulty allows. Other objects of the class, those of exactly the minimum height included, and objects of
-  the neighboring class are ignored: a match with one is neither a true nor a false positive, and missing one is no
+  the neighboring class are ignored: a match with one is neither a true nor a false positive, and missing one is not a
   false negative.
 - A detection below the minimum height is ignored too, but it can still be matched to an object. One of exactly the
   minimum height counts. This applies to detections of every class, because the kit tests the height before the class.
@@ -214,7 +214,8 @@ def recall_thresholds(scores: Sequence[float], count: int) -> np.ndarray:
 
 def count_matches(frame: Frame, difficulty: Difficulty, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of true positives (k,) and of false positives off the background (k,) at each of k score thresholds."""
-    # ignored detections can be left out: one is matched only if there is no other, and is no true or false positive
+    # ignored detections can be left out: one is matched only if there is no other, and is neither a true nor a false
+    # positive
     counts = frame.is_class & (frame.detection_heights >= difficulty.min_height)
     free = counts & (frame.scores >= thresholds[:, None])
     rows = np.arange(len(thresholds))

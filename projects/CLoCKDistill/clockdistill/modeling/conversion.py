@@ -31,10 +31,10 @@ class CheckpointFormat(NamedTuple):
     """The parameter names of one model family in one implementation.
 
     Attributes:
-        name: for messages.
+        name: name of the format in messages.
         key_patterns: regular expressions; a state dict has this format if each of them matches one of its keys.
-        replacements: from the source's and the model's state dict to the replacements that rename the keys.
-        settings: from the source's state dict to the settings it was trained with, as config keys below `model.`.
+        replacements: function of the source's and the model's state dict that returns how to rename the keys.
+        settings: function of the source's state dict that returns the settings of its training, as keys below `model.`.
         has_category_ids: whether classes are numbered by COCO's category ids.
     """
 
@@ -50,7 +50,7 @@ def convert_state_dict(source: StateDict, model: nn.Module) -> StateDict:
 
     Args:
         source: a state dict of any format.
-        model: which the state dict is for. A warning names its settings that differ from the format's.
+        model: the model that the state dict is for. A warning names its settings that differ from the format's.
 
     Returns:
         A new state dict, or `source` if its format is not known. Keys without a counterpart in the model are kept.

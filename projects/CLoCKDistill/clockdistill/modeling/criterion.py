@@ -26,7 +26,7 @@ class SetCriterion:
     Args:
         matcher: assigns predictions to objects if no assignment is given.
         class_weight, l1_weight, giou_weight: weights of the three losses.
-        alpha, gamma: of the focal loss (arXiv:1708.02002).
+        alpha, gamma: constants of the focal loss (arXiv:1708.02002).
         ignore_overlap: an unmatched prediction has no loss for a class if more than this fraction of its area lies in
             one region ignored for that class. COCO's evaluation uses the same criterion for crowds (0.5 and above),
             and KITTI's development kit for DontCare regions (0.5, for cars 0.7).

@@ -44,7 +44,8 @@ class DeformableDETR(Detector):
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
 
-        # decoder layers share their heads unless they refine each other's boxes; the last one is for the proposals
+        # decoder layers share their heads unless they refine each other's boxes
+        # two-stage adds a last head for the proposals
         class_head, box_head = make_class_head(embed_dim, self.num_classes), make_box_head(embed_dim)
         num_heads = len(self.decoder.layers) + two_stage
         if self.decoder.refine:

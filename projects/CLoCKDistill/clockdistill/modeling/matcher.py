@@ -13,7 +13,7 @@ class HungarianMatcher:
 
     Args:
         class_weight, l1_weight, giou_weight: weights of the three costs.
-        alpha, gamma: of the focal loss; the class cost is its change when the class is present.
+        alpha, gamma: constants of the focal loss; the class cost is its change when the class is present.
     """
 
     def __init__(

@@ -197,9 +197,10 @@ class Outputs:
     """What a training step computes besides the losses.
 
     Attributes:
-        memory: the encoder's.
-        object_predictions: of the object queries.
-        target_predictions: of the target queries.
+        memory: the encoder's output.
+        object_predictions: predictions for the object queries.
+        target_predictions: predictions for the target queries.
+
     What was not requested is None.
     """
 

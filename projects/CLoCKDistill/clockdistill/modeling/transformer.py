@@ -169,8 +169,8 @@ class DeformableDecoderLayer(nn.Module):
 class AnchorDecoder(nn.Module):
     """Decoder that refines anchor boxes layer by layer. Subclasses implement `attend`.
 
-    A layer's input boxes carry no gradient, but its predicted boxes do back to the layer before: "look forward twice"
-    (DINO, arXiv:2203.03605, Sec. 3.5), which DAB-DETR's implementation does too.
+    A layer's input boxes are detached, but gradients flow from its predicted boxes into the previous layer: "look
+    forward twice" (DINO, arXiv:2203.03605, Sec. 3.5), which DAB-DETR's implementation does too.
 
     Args:
         layers: used by `attend`.
