@@ -96,7 +96,8 @@ def test_resume_continues_with_hook_and_projections(place, distilled):
     killed = place / "killed"
     name = (killed / "last_checkpoint").read_text().replace(".pth", ".resume.pth")
     before = torch.load(killed / name, weights_only=True)["trainer"]
-    after = torch.load(distilled / "model_final.resume.pth", weights_only=True)["trainer"]
+    name = (distilled / "last_checkpoint").read_text().replace(".pth", ".resume.pth")
+    after = torch.load(distilled / name, weights_only=True)["trainer"]
     projections = [state["hooks"]["DistillationHook"] for state in (before, after)]
     weight = "losses.memory.projection.weight"
     expected = {weight, "losses.memory.projection.bias", "query_adapter.content.weight", "query_adapter.content.bias"}

@@ -21,9 +21,9 @@ CLASSES = ["Car", "Cyclist"]
 
 
 def load(*args):
-    records, faults = read_kitti(*args)
-    assert faults == []
-    return records
+    data = read_kitti(*args)
+    assert data.faults == []
+    return data.records
 
 
 def make_kitti(root, labels, size=(1224, 370)):

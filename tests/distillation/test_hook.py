@@ -172,6 +172,17 @@ def test_a_loss_that_does_not_return_scalars_by_name_is_refused(tmp_path, result
         hook.compute_losses(tiny(), random_batch())
 
 
+class Careless(DistillationLoss):
+    def forward(self, teacher, student, targets):
+        return {"x": teacher.memory.tokens.sum()}
+
+
+def test_a_loss_that_uses_what_it_does_not_require_is_named(tmp_path):
+    hook = make_hook(tiny(), save_teacher(tmp_path), {"mine": Careless()})
+    with pytest.raises(UserError, match=r"distillation\.losses\.mine uses an output .*'tokens'.* set requires_memory"):
+        hook.compute_losses(tiny(), random_batch())
+
+
 @pytest.mark.parametrize("config", [{"_target_": "nowhere.Loss"}, L(MemoryLoss)(alfa=1.0)])
 def test_a_loss_that_cannot_be_built_is_named(tmp_path, config):
     with pytest.raises(UserError, match=r"distillation\.losses\.mine cannot be built: "):

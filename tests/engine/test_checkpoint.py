@@ -1,3 +1,4 @@
+import errno
 import logging
 import pickle
 import sys
@@ -35,7 +36,7 @@ def test_model_file_has_no_training_state(tmp_path):
     assert saved["iteration"] == 5
     assert saved["metadata"] == {}  # the toy has neither class names nor a mapper
     assert saved["model"].keys() == ToyDetector(channels=4).state_dict().keys()
-    state = load(tmp_path / "model_final.resume.pth")
+    state = load(tmp_path / "model_0000005.resume.pth")
     assert state.keys() == {"trainer"}
     assert state["trainer"]["optimizer"]["state"]
     assert not list(tmp_path.glob("*.tmp"))
@@ -91,10 +92,16 @@ def test_half_precision_keeps_metadata(tmp_path, monkeypatch, metadata):
 
 def test_old_checkpoints_are_deleted_with_their_training_state(tmp_path):
     run_toy(toy_config(tmp_path, "train.checkpointer.period=1", "train.checkpointer.max_to_keep=2"))
-    names = ["model_0000004", "model_0000005", "model_final"]
-    assert sorted(p.name for p in tmp_path.glob("*.pth")) == sorted(
-        name + suffix for name in names for suffix in (".pth", ".resume.pth")
-    )
+    names = ["model_0000004", "model_0000005"]
+    expected = {name + suffix for name in names for suffix in (".pth", ".resume.pth")} | {"model_final.pth"}
+    assert {p.name for p in tmp_path.glob("*.pth")} == expected
+
+
+def test_checkpoints_of_interrupted_runs_count_as_old_ones(tmp_path):
+    options = ["train.checkpointer.period=1", "train.checkpointer.max_to_keep=2"]
+    run_toy(toy_config(tmp_path, *options, "train.max_iter=3"))
+    run_toy(toy_config(tmp_path, *options, "dataloader.train.start=3"), resume=True)
+    assert sorted(p.name for p in tmp_path.glob("model_0*[0-9].pth")) == ["model_0000004.pth", "model_0000005.pth"]
 
 
 def test_failed_save_keeps_the_previous_file(tmp_path, monkeypatch):
@@ -102,12 +109,11 @@ def test_failed_save_keeps_the_previous_file(tmp_path, monkeypatch):
     save_atomically({"a": torch.ones(2)}, str(path))
 
     def fail(data, file):
-        with open(file, "wb") as half:
-            half.write(b"half")
-        raise OSError("no space left on device")
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match=r"cannot write .*model\.pth: No space left on device; free some space, or "):
         save_atomically({"a": torch.zeros(2)}, str(path))
     monkeypatch.undo()
     assert load(path)["a"].tolist() == [1, 1]
@@ -151,17 +157,17 @@ def test_average_forgets_the_initial_weights():
 
 def test_resume_needs_both_files(tmp_path):
     run_toy(toy_config(tmp_path))
-    (tmp_path / "model_final.resume.pth").unlink()
-    with pytest.raises(UserError, match=r"model_final\.resume\.pth does not exist"):
+    (tmp_path / "model_0000005.resume.pth").unlink()
+    with pytest.raises(UserError, match=r"model_0000005\.resume\.pth does not exist"):
         run_toy(toy_config(tmp_path), resume=True)
 
 
 def test_resume_with_another_config_is_refused(tmp_path):
     run_toy(toy_config(tmp_path))
-    with pytest.raises(UserError, match=r"model_final\.pth leaves"):
+    with pytest.raises(UserError, match=r"model_0000005\.pth leaves"):
         run_toy(toy_config(tmp_path, "model.channels=5"), resume=True)
     cfg = toy_config(tmp_path, "optimizer.params.backbone_lr_factor=1")
-    with pytest.raises(UserError, match=r"model_final\.resume\.pth does not match this config"):
+    with pytest.raises(UserError, match=r"model_0000005\.resume\.pth does not match this config"):
         run_toy(cfg, resume=True)
 
 

@@ -15,7 +15,7 @@ SHAPES = torch.tensor([[4, 6], [2, 3]])
 
 
 def deformable(heads, dims):
-    layer = models.roughen(MultiScaleDeformableAttention(8, heads, 2, 3), scale=0.3)
+    layer = models.add_noise(MultiScaleDeformableAttention(8, heads, 2, 3), scale=0.3)
     generator = torch.Generator().manual_seed(1)
     arguments = (
         torch.randn(2, 5, 8, generator=generator),

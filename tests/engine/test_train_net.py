@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clockdistill.engine.defaults import error_sentence
+from clockdistill.engine.launch import error_sentence
 from clockdistill.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def train_net(tmp_path, *args):
             "error: label file 000003.txt, line 2: fifteen fields are needed",
         ),
         (
-            ["--num-gpus", "2", "--dist-url", "auto", "dataloader.train.broken_at=1"],
+            ["--num-gpus", "2", "--dist-url", "auto", "dataloader.train.broken_at=1", "train.max_nonfinite_steps=1"],
             "error: the loss became NaN or infinite at iteration 1 (loss_square, loss_abs): lower optimizer.lr",
         ),
     ],
@@ -52,9 +52,14 @@ def test_training_from_another_folder(tmp_path):
     done = train_net(tmp_path, "train.output_dir=out")
     assert done.returncode == 0, done.stderr
     assert "Running on the CPU" in done.stdout
-    assert {"model_final.pth", "model_final.resume.pth", "metrics.json", "results.json", "config.yaml", "log.txt"} <= {
-        path.name for path in (tmp_path / "out").iterdir()
-    }
+    assert {
+        "model_final.pth",
+        "model_0000005.resume.pth",
+        "metrics.json",
+        "results.json",
+        "config.yaml",
+        "log.txt",
+    } <= {path.name for path in (tmp_path / "out").iterdir()}
     assert list((tmp_path / "out").glob("events.out.tfevents.*"))
 
 

@@ -55,9 +55,6 @@ def add_noise(module, seed=0, scale=0.1):
     return module
 
 
-roughen = add_noise  # the name in tests/engine/test_observe.py
-
-
 def random_instances(height, width, count, num_classes, generator):
     corner = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) * 0.7
     extent = 4 + torch.rand(count, 2, generator=generator) * (torch.tensor([width, height]) * 0.3 - 4)

@@ -12,6 +12,7 @@ from torch import nn
 
 from clockdistill.distillation import DistillationHook
 from clockdistill.engine import do_train, load_config
+from clockdistill.engine.metrics import TIMES
 from clockdistill.errors import UserError
 
 
@@ -119,7 +120,14 @@ def toy_config(output_dir, *overrides: str):
 
 
 def run_toy(cfg, resume: bool = False):
+    torch.manual_seed(0)  # as `setup` does
     do_train(argparse.Namespace(resume=resume), cfg)
+
+
+def read_lines(output_dir) -> list[dict]:
+    """The lines of metrics.json without times."""
+    lines = (json.loads(line) for line in (Path(output_dir) / "metrics.json").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def read_metrics(output_dir, name: str = "total_loss") -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can fix."""
+"""Exceptions for mistakes that the user can fix."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one sentence: what is wrong, where, and how to fix it. Entry points print it without a traceback and
     exit with status 1.
     """
+
+
+class UnreadableImage(UserError):
+    """An image file that does not exist or cannot be decoded."""

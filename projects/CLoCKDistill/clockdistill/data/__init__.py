@@ -3,6 +3,7 @@
 from .builtin import register_all, register_by_name
 from .coco import register_coco
 from .kitti import KITTI_CLASSES, read_kitti, register_kitti
+from .loader import build_train_loader
 from .mapper import DetectionMapper
 
 register_all()
@@ -10,6 +11,7 @@ register_all()
 __all__ = [
     "KITTI_CLASSES",
     "DetectionMapper",
+    "build_train_loader",
     "read_kitti",
     "register_by_name",
     "register_coco",

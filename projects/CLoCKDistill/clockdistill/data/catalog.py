@@ -1,10 +1,16 @@
 """What all formats share: registration in Detectron2's catalogs, and checks of images and boxes."""
 
+import contextlib
+import contextvars
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -23,20 +29,90 @@ EXIF_KEYS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 # pixels by which a box may exceed its image, due to rounding
 MARGIN = 1.0
 
-# Maps whether to decode every image to Detectron2's dicts of the valid images and one message per fault.
-Reader = Callable[[bool], tuple[list[dict], list[str]]]
+# share of a data set's images that may be left out because they cannot be read
+MAX_BAD_IMAGES = 0.01
+
+
+class Repair(Enum):
+    """What is done about a fault that does not stop a training; the value describes it."""
+
+    CLIP = "boxes clipped to the image"
+    DROP_OUTSIDE = "boxes outside the image dropped"
+    DROP_EMPTY = "empty boxes dropped"
+    DROP_REPEATED = "repeated boxes dropped"
+    RESIZE = "image sizes taken from the file"
+
+
+class Fault(NamedTuple):
+    """Something wrong with a data set.
+
+    Attributes:
+        message: place, fault and how to fix it.
+        repair: what the reader does about it; None if nothing can be done.
+        bad_image: path of an image that cannot be read.
+    """
+
+    message: str
+    repair: Repair | None = None
+    bad_image: str | None = None
+
+
+class Reading(NamedTuple):
+    """A data set as it was read: Detectron2's dicts of the valid images, repaired, and all faults."""
+
+    records: list[dict]
+    faults: list[Fault]
+
+    @property
+    def repairs(self) -> dict[str, int]:
+        """Number of repairs by description."""
+        return Counter(fault.repair.value for fault in self.faults if fault.repair)
+
+
+@dataclass(frozen=True)
+class ReadingPolicy:
+    """What happens to data sets with faults.
+
+    Attributes:
+        strict: refuse faults that could be repaired.
+        skip_bad_images: leave out images that cannot be read, if they are at most 1 %.
+    """
+
+    strict: bool = False
+    skip_bad_images: bool = False
+
+
+DEFAULT_POLICY = ReadingPolicy()
+_policy = contextvars.ContextVar("reading policy", default=DEFAULT_POLICY)
+
+
+def reading_policy() -> ReadingPolicy:
+    """Return the policy by which data sets of the catalog are read now."""
+    return _policy.get()
+
+
+@contextlib.contextmanager
+def reading(policy: ReadingPolicy) -> Iterator[None]:
+    """Read data sets of the catalog by a policy."""
+    token = _policy.set(policy)
+    try:
+        yield
+    finally:
+        _policy.reset(token)
+
+
+# Reads a data set, given whether to decode every image.
+Reader = Callable[[bool], Reading]
 
 
 def register(name: str, read: Reader, **metadata) -> None:
     """Add a data set to the catalogs, or replace the one of the same name.
 
-    Loading a data set with faults logs all of them and raises a `UserError`.
+    Loading it logs the repairs, and raises a `UserError` if there are faults that the policy does not allow.
     """
 
     def load() -> list[dict]:
-        records, faults = read(False)
-        raise_faults(faults)
-        return records
+        return accept(name, read(False))
 
     # a config that registers its data is executed twice when the teacher's config imports it too
     for catalog in (DatasetCatalog, MetadataCatalog):
@@ -44,6 +120,32 @@ def register(name: str, read: Reader, **metadata) -> None:
             catalog.remove(name)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(read=read, **metadata)
+
+
+def accept(name: str, data: Reading) -> list[dict]:
+    """Return the records of a data set, or raise a `UserError` if the policy does not allow its faults."""
+    policy = reading_policy()
+    bad_images = [fault for fault in data.faults if fault.bad_image]
+    if policy.skip_bad_images and bad_images:
+        total = len(data.records) + len(bad_images)
+        if len(bad_images) > MAX_BAD_IMAGES * total:
+            raise UserError(
+                f"{len(bad_images)} of {total} images of {name} cannot be read, more than {MAX_BAD_IMAGES:.0%}, "
+                f"such as {bad_images[0].bad_image}: copy them again"
+            )
+        paths = ", ".join(fault.bad_image for fault in bad_images)
+        logger.warning(f"{name}: left out {len(bad_images)} of {total} images that cannot be read: {paths}")
+    raise_faults(
+        [
+            fault.message
+            for fault in data.faults
+            if not (fault.bad_image and policy.skip_bad_images) and (policy.strict or fault.repair is None)
+        ]
+    )
+    if data.repairs:
+        counts = ", ".join(f"{count} {what}" for what, count in data.repairs.items())
+        logger.warning(f"{name}: repaired {counts}; python -m clockdistill.data.check lists them")
+    return data.records
 
 
 def raise_faults(faults: list[str]) -> None:
@@ -64,7 +166,7 @@ def measure_images(paths: list[Path], decode: bool) -> dict[Path, tuple[int, int
     """
     measure = measure_decoded if decode else measure_header
     with ThreadPoolExecutor() as pool:
-        results = pool.map(measure, paths) if decode else map(measure, paths)
+        results = pool.map(measure, paths, chunksize=64)
         return dict(zip(paths, tqdm(results, "images", len(paths), disable=not decode), strict=True))
 
 
@@ -110,11 +212,24 @@ def list_folder(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
-def outside_fault(box: tuple[float, float, float, float], width: int, height: int) -> Iterator[str]:
-    """Yield a fault if a (left, top, right, bottom) box exceeds the image."""
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def fit_box(box: Box, width: int, height: int) -> tuple[Box | None, str, Repair | None]:
+    """Fit a box into its image.
+
+    Returns:
+        The box, clipped if it exceeds the image by more than rounding does, or None if nothing is left of it; the
+        fault; and the repair, None if there is no fault.
+    """
     left, top, right, bottom = box
-    if min(left, top) < -MARGIN or right > width + MARGIN or bottom > height + MARGIN:
-        yield (
-            f"box ({left:g}, {top:g}, {right:g}, {bottom:g}) exceeds the {width}x{height} image; "
-            "clip it, or check that the label belongs to this image"
-        )
+    if min(left, top) >= -MARGIN and right <= width + MARGIN and bottom <= height + MARGIN:
+        return box, "", None
+    fault = (
+        f"box ({left:g}, {top:g}, {right:g}, {bottom:g}) exceeds the {width}x{height} image; "
+        "clip it, or check that the label belongs to this image"
+    )
+    clipped = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
+    if clipped[0] < clipped[2] and clipped[1] < clipped[3]:
+        return clipped, fault, Repair.CLIP
+    return None, fault, Repair.DROP_OUTSIDE

@@ -3,7 +3,8 @@
     python -m clockdistill.data.check kitti_train kitti_val
     python -m clockdistill.data.check coco:/data/mine/train.json
 
-Training makes the same checks, except that it does not decode every image. The exit status is 1 if there are faults.
+Training makes the same checks, except that it does not decode every image. Some faults it repairs; the lines of these
+start with "repaired:". The exit status is 1 if there are others.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from tabulate import tabulate
 
 from ..errors import UserError
 from . import register_by_name
-from .catalog import Reader
+from .catalog import Reader, Reading
 from .coco import read_coco
 from .kitti import DIFFICULTIES
 
@@ -29,8 +30,8 @@ SIZES = {"small": 0, "medium": 32**2, "large": 96**2}
 BAR_WIDTH = 0.27  # with classes at distance 1
 
 
-def check(name: str) -> tuple[list[dict], list[str], list[str]]:
-    """Return the records, faults and class names of a data set, with all its images decoded.
+def check(name: str) -> tuple[Reading, list[str]]:
+    """Return a data set, with all its images decoded, and its class names.
 
     Raises:
         UserError: the data set does not exist or cannot be read at all.
@@ -41,12 +42,12 @@ def check(name: str) -> tuple[list[dict], list[str], list[str]]:
     metadata = MetadataCatalog.get(name)
     read: Reader | None = metadata.get("read", None)
     if read is not None:
-        records, faults = read(True)
-        return records, faults, metadata.thing_classes
+        data = read(True)
+        return data, metadata.thing_classes
     if not metadata.get("json_file", None):
         raise UserError(f"{name} has neither KITTI's nor COCO's format; only these can be checked")
-    records, faults, metadata = read_coco(Path(metadata.json_file), Path(metadata.image_root), decode=True)
-    return records, faults, metadata["thing_classes"]
+    data, metadata = read_coco(Path(metadata.json_file), Path(metadata.image_root), decode=True)
+    return data, metadata["thing_classes"]
 
 
 def statistics(records: list[dict], class_names: list[str]) -> dict[str, dict[str, int]]:
@@ -108,17 +109,22 @@ def main(arguments: list[str] | None = None) -> int:
     tables, status = {}, 0
     for name in args.names:
         try:
-            records, faults, class_names = check(name)
+            data, class_names = check(name)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 1
             continue
-        print("".join(f"{fault}\n" for fault in faults), end="")
-        tables[name] = table = statistics(records, class_names)
+        for fault in data.faults:
+            print(f"repaired: {fault.message}" if fault.repair else fault.message)
+        tables[name] = table = statistics(data.records, class_names)
         rows = [{"class": key, **counts} for key, counts in table.items()]
-        print(f"\n{name}: {len(records)} image(s), {len(faults)} fault(s)\n")
+        faults = sum(fault.repair is None for fault in data.faults)
+        print(f"\n{name}: {len(data.records)} image(s), {faults} fault(s)\n")
         print(tabulate(rows, "keys", tablefmt="pipe"))
-        status |= bool(faults)
+        if data.repairs:
+            print()
+            print(tabulate(data.repairs.items(), ["repaired", "count"], tablefmt="pipe"))
+        status |= faults > 0
     if tables:
         plot(tables, args.output)
         print(f"\nbar charts: {args.output}")

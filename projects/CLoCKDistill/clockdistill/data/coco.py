@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .catalog import list_folder, measure_images, outside_fault, register
+from .catalog import Fault, Reading, Repair, fit_box, list_folder, measure_images, register
 
 SECTIONS = ("images", "annotations", "categories")
 IMAGE_FIELDS = dict(id=(int, str), file_name=(str,), width=(int, float), height=(int, float))
@@ -22,26 +22,26 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
     Categories become labels from 0 in the order of their ids. As in Detectron2, they are known once it is loaded.
     """
 
-    def read(decode: bool) -> tuple[list[dict], list[str]]:
-        records, faults, metadata = read_coco(Path(json_file), Path(image_root), decode)
+    def read(decode: bool) -> Reading:
+        data, metadata = read_coco(Path(json_file), Path(image_root), decode)
         MetadataCatalog.get(name).set(**metadata)
-        return records, faults
+        return data
 
     register(name, read, image_root=image_root, evaluator_type="coco")
 
 
-def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[list[dict], list[str], dict]:
-    """Return Detectron2's standard dicts with the valid annotations, one message per fault, and Detectron2's metadata.
+def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[Reading, dict]:
+    """Return the data set, repaired, and Detectron2's metadata.
 
     Boxes are absolute (left, top, width, height), as in the file. Segmentations and keypoints are left out.
 
-    Annotations need neither `area` nor `iscrowd`. Unless all have both, the metadata have no `json_file`, so that
-    `COCOEvaluator` writes its own file, with the areas of the boxes.
+    Annotations need neither `area` nor `iscrowd`. If one lacks them or the data were repaired, the metadata have no
+    `json_file`, so that `COCOEvaluator` writes its own file, with the areas of the boxes.
 
     Args:
         json_file: file with the annotations.
         image_root: folder with the images.
-        decode: decode every image and compare its size with the file's, rather than check only that it exists.
+        decode: decode every image rather than check only its header and end.
 
     Raises:
         UserError: the file is not in COCO's format, so that nothing in it can be checked.
@@ -52,34 +52,48 @@ def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[
     for image in content["images"]:
         fault = field_fault(image, IMAGE_FIELDS)
         if fault:
-            faults.append(f"{json_file}: image {image.get('id', image)}: {fault}")
+            faults.append(Fault(f"{json_file}: image {image.get('id', image)}: {fault}"))
         elif image["id"] in records:
-            faults.append(f"{json_file}: image {image['id']}: duplicate id; give each image its own")
+            faults.append(Fault(f"{json_file}: image {image['id']}: duplicate id; give each image its own"))
         else:
             path = image_root / image["file_name"]
             sizes = dict(height=image["height"], width=image["width"])
             records[image["id"]] = dict(file_name=str(path), image_id=image["id"], **sizes, annotations=[])
     faults += image_faults(json_file, records.values(), decode)
+    unreadable = {fault.bad_image for fault in faults if fault.bad_image}
 
     ids, objects = set(), set()
+    labels = {category: label for label, category in enumerate(categories)}
     for annotation in content["annotations"]:
         where = f"{json_file}: annotation {annotation.get('id')}"
         invalid = list(annotation_faults(annotation, records, categories))
+        if not invalid and annotation["id"] in ids:
+            invalid.append(("duplicate id; give each annotation its own", None))
+        box = annotation.get("bbox")
         if not invalid:
-            key = annotation["image_id"], annotation["category_id"], *annotation["bbox"]
-            if annotation["id"] in ids:
-                invalid.append("duplicate id; give each annotation its own")
-            elif key in objects:
-                invalid.append(f"duplicate of another annotation of image {key[0]}; remove one of them")
             ids.add(annotation["id"])
-            objects.add(key)
-        faults += [f"{where}: {fault}" for fault in invalid]
-        if not invalid:
-            records[annotation["image_id"]]["annotations"].append(
+            record = records[annotation["image_id"]]
+            key = annotation["image_id"], annotation["category_id"], *box
+            if key in objects:
+                text = f"duplicate of another annotation of image {key[0]}; remove one of them"
+                invalid.append((text, Repair.DROP_REPEATED))
+                box = None
+            else:
+                objects.add(key)
+                left, top, width, height = box
+                fitted, text, repair = fit_box(
+                    (left, top, left + width, top + height), record["width"], record["height"]
+                )
+                if repair:
+                    invalid.append((text, repair))
+                    box = fitted and [*fitted[:2], fitted[2] - fitted[0], fitted[3] - fitted[1]]
+        faults += [Fault(f"{where}: {text}", repair) for text, repair in invalid]
+        if box is not None and all(repair is Repair.CLIP for _, repair in invalid):
+            record["annotations"].append(
                 dict(
-                    bbox=annotation["bbox"],
+                    bbox=box,
                     bbox_mode=BoxMode.XYWH_ABS,
-                    category_id=list(categories).index(annotation["category_id"]),
+                    category_id=labels[annotation["category_id"]],
                     iscrowd=int(annotation.get("iscrowd", 0)),
                 )
             )
@@ -87,9 +101,10 @@ def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[
         thing_classes=list(categories.values()),
         thing_dataset_id_to_contiguous_id={key: label for label, key in enumerate(categories)},
     )
-    if all("area" in annotation and "iscrowd" in annotation for annotation in content["annotations"]):
+    if not faults and all("area" in annotation and "iscrowd" in annotation for annotation in content["annotations"]):
         metadata["json_file"] = str(json_file)
-    return list(records.values()), faults, metadata
+    readable = [record for record in records.values() if record["file_name"] not in unreadable]
+    return Reading(readable, faults), metadata
 
 
 def read_json(path: Path) -> dict:
@@ -112,23 +127,24 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def image_faults(json_file: Path, records: Collection[dict], decode: bool) -> Iterator[str]:
-    """Yield a fault for each missing image and, if `decode`, for each that is unreadable or has another size."""
+def image_faults(json_file: Path, records: Collection[dict], decode: bool) -> Iterator[Fault]:
+    """Yield a fault for each image that is missing, unreadable or of another size, which is corrected in its record."""
     paths = {Path(record["file_name"]): record for record in records}
     folders = {folder: list_folder(folder) for folder in {path.parent for path in paths}}
     present = [path for path in paths if path.name in folders[path.parent]]
     for path in sorted(paths.keys() - set(present)):
-        yield f"{json_file}: image {path} does not exist; add it, or remove it from the file"
-    if decode:
-        for path, size in measure_images(present, decode).items():
-            record = paths[path]
-            if isinstance(size, str):
-                yield size
-            elif size != (record["width"], record["height"]):
-                yield (
-                    f"{json_file}: image {path} is {size[0]}x{size[1]}, not {record['width']}x{record['height']}; "
-                    "correct its width and height"
-                )
+        yield Fault(f"{json_file}: image {path} does not exist; add it, or remove it from the file")
+    for path, size in measure_images(present, decode).items():
+        record = paths[path]
+        if isinstance(size, str):
+            yield Fault(size, bad_image=str(path))
+        elif size != (record["width"], record["height"]):
+            yield Fault(
+                f"{json_file}: image {path} is {size[0]}x{size[1]}, not {record['width']}x{record['height']}; "
+                "correct its width and height",
+                Repair.RESIZE,
+            )
+            record["width"], record["height"] = size
 
 
 def field_fault(entry: dict, fields: dict[str, tuple[type, ...]]) -> str | None:
@@ -140,20 +156,20 @@ def field_fault(entry: dict, fields: dict[str, tuple[type, ...]]) -> str | None:
     return None
 
 
-def annotation_faults(annotation: dict, records: dict, categories: dict) -> Iterator[str]:
+def annotation_faults(annotation: dict, records: dict, categories: dict) -> Iterator[tuple[str, Repair | None]]:
+    """Yield the faults of an annotation on its own, each with its repair."""
     fault = field_fault(annotation, ANNOTATION_FIELDS)
     if fault:
-        yield fault
+        yield fault, None
         return
     if annotation["category_id"] not in categories:
-        yield f"unknown category {annotation['category_id']}; use one of {', '.join(map(str, categories))}"
-    box, record = annotation["bbox"], records.get(annotation["image_id"])
-    if record is None:
-        yield f"unknown image {annotation['image_id']}; add it to `images`"
+        yield f"unknown category {annotation['category_id']}; use one of {', '.join(map(str, categories))}", None
+    box = annotation["bbox"]
+    if annotation["image_id"] not in records:
+        yield f"unknown image {annotation['image_id']}; add it to `images`", None
     if not (len(box) == 4 and all(isinstance(x, int | float) for x in box)):
-        yield f"invalid box {box}; write four numbers: left, top, width, height"
+        yield f"invalid box {box}; write four numbers: left, top, width, height", None
     elif not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
-        yield f"inverted or empty box ({', '.join(f'{x:g}' for x in box)}); the order is left, top, width, height"
-    elif record is not None:
-        left, top, width, height = box
-        yield from outside_fault((left, top, left + width, top + height), record["width"], record["height"])
+        is_empty = all(map(math.isfinite, box)) and min(box[2:]) == 0
+        text = f"inverted or empty box ({', '.join(f'{x:g}' for x in box)}); the order is left, top, width, height"
+        yield text, Repair.DROP_EMPTY if is_empty else None

@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .catalog import list_folder, measure_images, outside_fault, register
+from .catalog import Fault, Reading, Repair, fit_box, list_folder, measure_images, register
 
 KITTI_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 CLASS_SETS = {"all": KITTI_CLASSES, "three": ("Car", "Pedestrian", "Cyclist")}
@@ -63,8 +63,8 @@ DIFFICULTIES = {
 
 
 @functools.cache
-def parse_lines(content: bytes) -> tuple[tuple[Line, ...], tuple[tuple[int, str], ...]]:
-    """Return the valid lines of a label or result file, and (line number, fault) for each invalid one.
+def parse_lines(content: bytes) -> tuple[tuple[Line, ...], tuple[tuple[int, str, Repair | None], ...]]:
+    """Return the valid lines of a label or result file, and (line number, fault, repair) for each invalid one.
 
     The cache is keyed by content rather than by path, so a file that has changed is parsed again.
     """
@@ -75,13 +75,20 @@ def parse_lines(content: bytes) -> tuple[tuple[Line, ...], tuple[tuple[int, str]
             continue
         try:
             line = parse_line(number, fields)
-            key = tuple(fields[:15])
-            if line.type != DONT_CARE and first_seen.setdefault(key, number) != number:
-                raise ValueError(f"same object as on line {first_seen[key]}; remove one of them")
-            lines.append(line)
         except ValueError as error:
-            faults.append((number, str(error)))
+            faults.append((number, str(error), Repair.DROP_EMPTY if isinstance(error, EmptyBox) else None))
+            continue
+        key = tuple(fields[:15])
+        if line.type != DONT_CARE and first_seen.setdefault(key, number) != number:
+            text = f"same object as on line {first_seen[key]}; remove one of them"
+            faults.append((number, text, Repair.DROP_REPEATED))
+        else:
+            lines.append(line)
     return tuple(lines), tuple(faults)
+
+
+class EmptyBox(ValueError):
+    """A box without width or height."""
 
 
 def parse_line(number: int, fields: list[str]) -> Line:
@@ -97,7 +104,8 @@ def parse_line(number: int, fields: list[str]) -> Line:
     left, top, right, bottom = box = tuple(numbers[3:7])
     if not (left < right and top < bottom):
         text = f"({left:g}, {top:g}, {right:g}, {bottom:g})"
-        raise ValueError(f"inverted or empty box {text}; the order is left, top, right, bottom")
+        kind = EmptyBox if left <= right and top <= bottom else ValueError
+        raise kind(f"inverted or empty box {text}; the order is left, top, right, bottom")
     return Line(number, fields[0], numbers[0], int(numbers[1]), box, numbers[14] if len(numbers) == 15 else None)
 
 
@@ -124,10 +132,8 @@ def as_mapping(classes: Classes) -> dict[str, str]:
     return dict(classes) if isinstance(classes, Mapping) else {name: name for name in classes}
 
 
-def read_kitti(
-    root: Path, split: str, classes: Classes, hint: str = "check the path", decode: bool = False
-) -> tuple[list[dict], list[str]]:
-    """Return Detectron2's standard dicts of the valid images in a split, and one message per fault.
+def read_kitti(root: Path, split: str, classes: Classes, hint: str = "check the path", decode: bool = False) -> Reading:
+    """Return a split, repaired.
 
     Boxes are absolute (left, top, right, bottom). What the benchmark ignores becomes a crowd region: DontCare for
     every class, and a neighbor that is not in `classes` (Van, Person_sitting) for its class (Car, Pedestrian). Objects
@@ -155,22 +161,28 @@ def read_kitti(
     records = []
     for number, (frame, source) in enumerate(frames.items()):
         if frame not in images:
-            faults.append(f"{source}: frame {frame} has no image in training/image_2; add it, or remove the frame")
+            text = f"{source}: frame {frame} has no image in training/image_2; add it, or remove the frame"
+            faults.append(Fault(text))
             continue
-        size, path = sizes[images[frame]], folder / f"{frame}.txt"
+        image, path = images[frame], folder / f"{frame}.txt"
+        size = sizes[image]
         is_readable = not isinstance(size, str)
         if not is_readable:
-            faults.append(size)
+            faults.append(Fault(size, bad_image=str(image)))
         if path.name not in labels:
-            faults.append(f"{images[frame]}: label file {path} does not exist; add it, empty if there are no objects")
+            text = f"{image}: label file {path} does not exist; add it, empty if there are no objects"
+            faults.append(Fault(text))
             continue
         lines, invalid = parse_lines(path.read_bytes())
-        invalid = [*invalid, *line_faults(lines, mapping, size if is_readable else None)]
-        faults += [f"{path}:{line}: {fault}" for line, fault in sorted(invalid)]
+        lines, more = fit_lines(lines, mapping, size if is_readable else None)
+        faults += [
+            Fault(f"{path}:{line}: {text}", repair)
+            for line, text, repair in sorted([*invalid, *more], key=lambda f: f[0])
+        ]
         if is_readable:
-            record = dict(file_name=str(images[frame]), image_id=number, height=size[1], width=size[0])
+            record = dict(file_name=str(image), image_id=number, height=size[1], width=size[0])
             records.append(record | dict(annotations=make_annotations(lines, mapping, names)))
-    return records, faults
+    return Reading(records, faults)
 
 
 def find_images(root: Path, hint: str) -> dict[str, Path]:
@@ -183,7 +195,7 @@ def find_images(root: Path, hint: str) -> dict[str, Path]:
     return images
 
 
-def read_split(root: Path, split: str, frames: list[str]) -> tuple[dict[str, str], list[str]]:
+def read_split(root: Path, split: str, frames: list[str]) -> tuple[dict[str, str], list[Fault]]:
     """Return the frames of a split, each with the file and line that list it, and the split's faults.
 
     Args:
@@ -197,7 +209,7 @@ def read_split(root: Path, split: str, frames: list[str]) -> tuple[dict[str, str
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             for frame in line.split():
                 if frame in sources:
-                    faults.append(f"{path}:{number}: duplicate frame {frame}; remove it")
+                    faults.append(Fault(f"{path}:{number}: duplicate frame {frame}; remove it"))
                 sources.setdefault(frame, f"{path}:{number}")
     elif split in ("train", "val"):
         shuffled = random.Random(0).sample(frames, len(frames))
@@ -210,16 +222,27 @@ def read_split(root: Path, split: str, frames: list[str]) -> tuple[dict[str, str
     return sources, faults
 
 
-def line_faults(
+def fit_lines(
     lines: Sequence[Line], mapping: Mapping[str, str], size: tuple[int, int] | None
-) -> Iterator[tuple[int, str]]:
-    """Yield (line number, fault) for unknown types and, given the image's (width, height), for boxes outside it."""
+) -> tuple[list[Line], list[tuple[int, str, Repair | None]]]:
+    """Fit boxes into their image, given its (width, height), and check the types.
+
+    Returns:
+        The lines that are left, and (line number, fault, repair) for each fault.
+    """
+    fitted, faults = [], []
     for line in lines:
         if line.type not in mapping and line.type not in (*KITTI_CLASSES, DONT_CARE):
             known = ", ".join(dict.fromkeys([*KITTI_CLASSES, *mapping]))
-            yield line.number, f"unknown type {line.type}; use one of {known}"
+            faults.append((line.number, f"unknown type {line.type}; use one of {known}", None))
+        box = line.box
         if size is not None:
-            yield from ((line.number, fault) for fault in outside_fault(line.box, *size))
+            box, text, repair = fit_box(line.box, *size)
+            if repair:
+                faults.append((line.number, text, repair))
+        if box is not None:
+            fitted.append(line._replace(box=box))
+    return fitted, faults
 
 
 def make_annotations(lines: Sequence[Line], mapping: Mapping[str, str], names: Sequence[str]) -> list[dict]:
@@ -260,7 +283,7 @@ def register_kitti(
     """
     hint = hint or f"set DETECTRON2_DATASETS to the folder that contains {folder}/training"
 
-    def read(decode: bool) -> tuple[list[dict], list[str]]:
+    def read(decode: bool) -> Reading:
         datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
         return read_kitti(datasets / folder, split, classes, hint, decode)
 

@@ -4,7 +4,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UnreadableImage, UserError
 
 
 class DetectionMapper(DatasetMapper):
@@ -13,7 +13,8 @@ class DetectionMapper(DatasetMapper):
     `instances` holds the objects and `ignored`, also `Instances` with boxes and classes, the crowd regions.
 
     Raises:
-        UserError: the image cannot be read or does not have the annotated size.
+        UnreadableImage: the image cannot be read.
+        UserError: it does not have the annotated size.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -24,7 +25,7 @@ class DetectionMapper(DatasetMapper):
                 image.verify()
             return super().__call__(dataset_dict)
         except (OSError, SyntaxError) as error:
-            raise UserError(f"cannot read image {path}: {error}; copy it again") from error
+            raise UnreadableImage(f"cannot read image {path}: {error}; copy it again") from error
         except utils.SizeMismatchError as error:
             raise UserError(f"{error} Run python -m clockdistill.data.check to list all such images.") from error
 

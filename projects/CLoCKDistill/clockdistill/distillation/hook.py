@@ -134,7 +134,15 @@ class DistillationHook(HookBase):
         terms = {}
         for name, loss in self.losses.items():
             select = self.modules["losses"][name].select
-            values = loss(select(teacher_outputs), select(student_outputs), targets)
+            try:
+                values = loss(select(teacher_outputs), select(student_outputs), targets)
+            except AttributeError as error:
+                if "'NoneType' object" not in str(error):
+                    raise
+                raise UserError(
+                    f"distillation.losses.{name} uses an output that it does not require ({error}): set "
+                    "requires_memory, requires_objects or requires_targets of its class to True"
+                ) from error
             if not isinstance(values, dict) or any(value.dim() for value in values.values()):
                 raise UserError(f"distillation.losses.{name} must return scalar losses by name, as in {{'name': loss}}")
             terms |= {f"loss_{name}_{term}": value for term, value in values.items()}

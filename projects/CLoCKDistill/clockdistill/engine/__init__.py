@@ -2,9 +2,10 @@
 
 from .checkpoint import Checkpointer, PeriodicCheckpointer
 from .config import apply_overrides, load_config
-from .defaults import run, setup
+from .defaults import setup
 from .evaluation import compare, eval_only
 from .hooks import EMAHook, ProgressBar
+from .launch import run
 from .model_spec import ModelSpec, parse_model_specs
 from .optim import get_detr_optimizer_params
 from .train import do_test, do_train, load_model, load_model_and_metadata

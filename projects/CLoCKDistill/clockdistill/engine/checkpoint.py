@@ -1,21 +1,27 @@
 """Checkpoints: a file with the plain model, and a second one with the training state for `--resume`."""
 
+import contextlib
 import logging
 import os
 import pickle
+import re
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.engine import hooks
+from detectron2.engine import HookBase
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import nn
 
 from ..errors import UserError
 from ..modeling.weights import WeightLoader
+
+NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +70,7 @@ def is_fixed_resize(augmentation: T.Augmentation) -> bool:
 
 
 def resume_path(path: str) -> str:
-    """Path of the training state that belongs to a model file: `model_final.resume.pth`."""
+    """Path of the training state that belongs to a model file: `model_0004999.resume.pth`."""
     return path.removesuffix(".pth") + ".resume.pth"
 
 
@@ -96,24 +102,56 @@ class Checkpointer(WeightLoader):
         self.metadata = metadata or {}
 
     def save(self, name: str, **kwargs: Any) -> None:
+        """Save `NAME.pth` and `NAME.resume.pth`, and make them the checkpoint to resume from.
+
+        Raises:
+            UserError: a file cannot be written; the previous checkpoint is then left as it was.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         state = {key: value.state_dict() for key, value in self.checkpointables.items()}
         if self.ema is not None:
             state["model"] = self.model.state_dict()
-        model = self.model if self.ema is None else self.ema
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         # the model comes last: if its file exists, the other one is complete
         save_atomically(state, resume_path(path))
-        save_atomically({"model": model.state_dict(), "metadata": self.metadata, **kwargs}, path)
+        try:
+            self.save_model(name, **kwargs)
+        except UserError:
+            os.remove(resume_path(path))
+            raise
         self.tag_last_checkpoint(os.path.basename(path))
 
+    def save_model(self, name: str, **kwargs: Any) -> None:
+        """Save only `NAME.pth`."""
+        model = self.model if self.ema is None else self.ema
+        contents = {"model": model.state_dict(), "metadata": self.metadata, **kwargs}
+        save_atomically(contents, os.path.join(self.save_dir, f"{name}.pth"))
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            file.write(last_filename_basename)
-        os.replace(path + ".tmp", path)
+        with replaced(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+    def numbered(self) -> list[str]:
+        """Return the paths of the model files that can be resumed from, oldest first."""
+        names = [name for name in os.listdir(self.save_dir) if NUMBERED.fullmatch(name)]
+        paths = [os.path.join(self.save_dir, name) for name in sorted(names, key=lambda n: int(NUMBERED.match(n)[1]))]
+        return [path for path in paths if os.path.isfile(resume_path(path))]
+
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the model file to resume from: the tagged one, or else the newest; "" if there is none."""
+        try:
+            with open(os.path.join(self.save_dir, "last_checkpoint"), encoding="utf-8") as file:
+                path = os.path.join(self.save_dir, os.path.basename(file.read().strip()))
+        except (OSError, UnicodeDecodeError):
+            path = ""
+        if os.path.isfile(path):
+            return path
+        return next(reversed(self.numbered()), "") if os.path.isdir(self.save_dir) else ""
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.get_checkpoint_file())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the last checkpoint in `save_dir` if `resume` and there is one, else load weights from `path`."""
@@ -148,28 +186,94 @@ class Checkpointer(WeightLoader):
         return extra
 
 
-class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's hook, which also deletes the training state of the checkpoints that it deletes."""
+class PeriodicCheckpointer(HookBase):
+    """Saves checkpoints `model_0004999` periodically and after the last iteration, which is also `model_final.pth`.
 
-    def step(self, iteration: int, **kwargs: Any) -> None:
-        super().step(iteration, **kwargs)
-        if (iteration + 1) % self.period and iteration + 1 < self.max_iter:
-            return
-        folder = self.checkpointer.save_dir
-        for name in os.listdir(folder):
-            if name.endswith(".resume.pth"):
-                path = os.path.join(folder, name)
-                if not os.path.isfile(path.removesuffix(".resume.pth") + ".pth"):
-                    os.remove(path)
+    If a periodic checkpoint cannot be written, the training goes on until the next one. None is saved while steps are
+    skipped because they are not finite.
+
+    Args:
+        checkpointer: of the main process.
+        period: number of iterations.
+        max_to_keep: number of checkpoints to keep, those of interrupted runs included; None keeps all.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, period: int, max_to_keep: int | None = None):
+        self.checkpointer = checkpointer
+        self.period = period
+        self.max_to_keep = max_to_keep
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self.save()
+        elif done % self.period == 0 and not self.trainer.nonfinite_steps:
+            try:
+                self.save()
+            except UserError as error:
+                logger.error(f"{error}; the training goes on until the next checkpoint")
+
+    def after_train(self) -> None:
+        # it is smaller after an interruption
+        if self.trainer.iter >= self.trainer.max_iter:
+            done = max(self.trainer.start_iter, self.trainer.max_iter)
+            self.checkpointer.save_model("model_final", iteration=done - 1)
+
+    def save(self) -> str:
+        """Save the state after the trainer's current iteration, delete old checkpoints, and return the model's path."""
+        self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        paths = self.checkpointer.numbered()
+        for path in paths[: -self.max_to_keep] if self.max_to_keep else ():
+            # without its training state, a process that is killed here leaves no checkpoint to resume from
+            os.remove(resume_path(path))
+            os.remove(path)
+        return self.checkpointer.get_checkpoint_file()
 
 
 def save_atomically(data: Any, path: str) -> None:
-    """`torch.save`, but when it fails, the previous file is left as it was."""
+    """`torch.save`, which is on the disk when this returns.
+
+    Raises:
+        UserError: the file cannot be written; the previous one is then left as it was.
+    """
+    try:
+        with replaced(path) as file:
+            torch.save(data, file)
+    except (OSError, RuntimeError) as error:
+        needed, free = size_in_bytes(data), shutil.disk_usage(os.path.dirname(path) or ".").free
+        reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+        if free < needed:
+            mib = 2**20
+            reason = f": it needs {needed / mib:.0f} MiB, and {free / mib:.0f} MiB are free"
+        raise UserError(
+            f"cannot write {path}{reason}; free some space, or set train.output_dir to another disk"
+        ) from error
+
+
+@contextlib.contextmanager
+def replaced(path: str) -> Iterator[Any]:
+    """Open a new file for writing that takes the place of `path` once it is complete and on the disk."""
     temporary = path + ".tmp"
     try:
-        torch.save(data, temporary)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except BaseException:
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
+
+
+def size_in_bytes(data: Any) -> int:
+    """Return the size of all tensors in nested dictionaries and lists."""
+    if isinstance(data, torch.Tensor):
+        return data.nbytes
+    values = data.values() if isinstance(data, dict) else data if isinstance(data, list | tuple) else ()
+    return sum(map(size_in_bytes, values))

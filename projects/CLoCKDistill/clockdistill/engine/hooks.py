@@ -62,8 +62,9 @@ class ProgressBar(HookBase):
         self._bar = self._contexts.enter_context(bar)
 
     def after_step(self) -> None:
-        loss = self.trainer.storage.history("total_loss").median(20)
-        self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+        losses = self.trainer.storage.histories().get("total_loss")
+        if losses:  # absent until a step has finite losses
+            self._bar.set_postfix(loss=f"{losses.median(20):.4g}", refresh=False)
         self._bar.update()
 
     def after_train(self) -> None:

@@ -9,20 +9,22 @@ from collections.abc import Iterable
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import HookBase, create_ddp_model, hooks
+from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..data.catalog import ReadingPolicy, reading
 from ..distillation import DistillationHook
 from ..errors import UserError
 from ..evaluation.results import write_json
 from ..modeling.weights import WeightLoader
 from .checkpoint import Checkpointer, PeriodicCheckpointer, inference_metadata
 from .hooks import EMAHook, ProgressBar
+from .metrics import MetricsHook
+from .output_dir import locked
+from .stop import StopHook, Stopped
 from .trainer import Trainer
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     """Train a model from its initial weights or, with `args.resume`, from the last checkpoint.
 
+    On the CPU, a training that was interrupted and resumed any number of times equals an uninterrupted one bit for bit.
+
     Args:
         args: `resume` is used.
         cfg: with
@@ -42,7 +46,32 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
             lr_multiplier: an fvcore scheduler;
             distillation: a `DistillationHook`, or absent in plain training; its `student` is set here;
             train: see configs/common/train.py.
+
+    Raises:
+        Stopped: after SIGTERM, SIGINT or SIGUSR1, with a checkpoint of the last finished step.
+        UserError: the config or the data are wrong, or another training uses the output folder.
     """
+    trainer = None
+    with locked(cfg.train.output_dir), StopHook() as stop:
+        try:
+            trainer = build_trainer(args.resume, cfg, stop)
+            trainer.train(trainer.start_iter, cfg.train.max_iter)
+        except Stopped as stopped:
+            if comm.is_main_process():
+                save_and_report(trainer, stopped)
+            raise
+        except Exception:
+            # a data worker may have been told to stop too, or another process may have stopped already
+            if not stop.received:
+                raise
+            stopped = Stopped(stop.received)
+            if comm.is_main_process():
+                save_and_report(trainer, stopped)
+            raise stopped from None
+
+
+def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook) -> Trainer:
+    """Build a trainer with all its hooks, whose `start_iter` is the first iteration to train."""
     model = instantiate(cfg.model).to(cfg.train.device)
     logger.info(f"Model:\n{model}")
     logger.info(f"Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
@@ -51,11 +80,13 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     evaluation = build_evaluation(cfg)
 
     distillation = build_distillation(cfg, model)
-    if distillation is not None:
-        distillation.calibrate(train_loader)
     optimizer = build_optimizer(cfg, model, distillation)
     ema = EMAHook(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
     eval_model = model if ema is None else ema.model
+
+    def evaluate_model() -> dict:
+        with stop.interruptible():
+            return evaluate(eval_model, *evaluation, cfg.train.output_dir)
 
     ddp_device = {"device_ids": None} if cfg.train.device == "cpu" else {}
     trainer = Trainer(
@@ -64,37 +95,48 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
         optimizer,
         clip_grad=cfg.train.clip_grad,
         amp_dtype=amp_dtype(cfg),
+        seed=cfg.train.seed,
+        max_nonfinite_steps=cfg.train.get("max_nonfinite_steps", 10),
     )
     metadata = inference_metadata(cfg)
     checkpointer = Checkpointer(model, cfg.train.output_dir, ema=ema and ema.model, metadata=metadata, trainer=trainer)
     is_main = comm.is_main_process()
+    trainer.checkpointer = PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             distillation,
             ema,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
-            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(eval_model, *evaluation, cfg.train.output_dir))
-            if evaluation
-            else None,
-            *(progress_hooks(cfg) if is_main else ()),
+            trainer.checkpointer if is_main else None,
+            MetricsHook(
+                evaluate_model if evaluation else None,
+                cfg.train.eval_period,
+                cfg.train.log_period,
+                cfg.train.output_dir,
+            ),
+            ProgressBar() if is_main and sys.stderr.isatty() else None,
+            stop,
         ]
     )
-
-    resumed = args.resume and checkpointer.has_checkpoint()
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    resumed = resume and checkpointer.has_checkpoint()
+    if checkpointer.has_checkpoint() and not resume:
+        raise UserError(
+            f"train.output_dir {cfg.train.output_dir} has the checkpoint of an earlier training: add --resume to "
+            "continue it, or set another folder"
+        )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     # the trainer's state has the last finished iteration
-    start_iter = trainer.iter + 1 if resumed else 0
-    # building a teacher draws random numbers: seed again, so that training sees the same data with and without it
-    if cfg.train.seed >= 0:
-        seed_all_rng(cfg.train.seed + comm.get_rank() + start_iter)
-    if start_iter >= cfg.train.max_iter:
-        logger.info(f"Nothing to train: {start_iter} of train.max_iter={cfg.train.max_iter} iterations are done")
-        if evaluation:
-            evaluate(eval_model, *evaluation, cfg.train.output_dir)
-        return
-    trainer.train(start_iter, cfg.train.max_iter)
+    trainer.start_iter = trainer.iter + 1 if resumed else 0
+    if trainer.start_iter >= cfg.train.max_iter:
+        logger.info(
+            f"Nothing to train: {trainer.start_iter} of train.max_iter={cfg.train.max_iter} iterations are done"
+        )
+    elif distillation is not None:
+        distillation.calibrate(train_loader)
+    if trainer.start_iter:
+        skip_batches(train_loader, trainer.start_iter)
+    return trainer
 
 
 def do_test(cfg: DictConfig, model: nn.Module) -> dict:
@@ -124,7 +166,9 @@ def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator] | Non
     if cfg.dataloader.get("test") is None or cfg.dataloader.get("evaluator") is None:
         return None
     loader = build_loader(cfg, "test")
-    return loader, instantiate(cfg.dataloader.evaluator)
+    # evaluators read the data set again
+    with reading(reading_policy(cfg)):
+        return loader, instantiate(cfg.dataloader.evaluator)
 
 
 def build_loader(cfg: DictConfig, name: str) -> Iterable:
@@ -137,7 +181,8 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     names = OmegaConf.select(cfg, key)
     names = [names] if isinstance(names, str) else list(names or ())
     try:
-        loader = instantiate(cfg.dataloader[name])
+        with reading(reading_policy(cfg)):
+            loader = instantiate(cfg.dataloader[name])
     except FileNotFoundError as error:
         raise UserError(
             f"the data set {' + '.join(names)} needs {error.filename or error}, which does not exist: set "
@@ -158,6 +203,10 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
                 f"set model.num_classes={len(classes)}"
             )
     return loader
+
+
+def reading_policy(cfg: DictConfig) -> ReadingPolicy:
+    return ReadingPolicy(cfg.train.get("strict_data", False), cfg.train.get("skip_bad_images", False))
 
 
 def build_distillation(cfg: DictConfig, student: nn.Module) -> DistillationHook | None:
@@ -193,13 +242,27 @@ def evaluate(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluator, ou
     return results
 
 
-def progress_hooks(cfg: DictConfig) -> list[HookBase]:
-    """Write metrics.json and TensorBoard files, and show a progress bar on a terminal or log lines elsewhere."""
-    output_dir = cfg.train.output_dir
-    writers = [JSONWriter(os.path.join(output_dir, "metrics.json")), TensorboardXWriter(output_dir)]
-    if sys.stderr.isatty():
-        return [ProgressBar(), hooks.PeriodicWriter(writers, cfg.train.log_period)]
-    return [hooks.PeriodicWriter([CommonMetricPrinter(cfg.train.max_iter), *writers], cfg.train.log_period)]
+def save_and_report(trainer: Trainer | None, stopped: Stopped) -> None:
+    """Save the last finished step of a training that a signal stopped, and log where to continue."""
+    if trainer is None or trainer.last_iter < trainer.start_iter:
+        logger.warning(f"Stopped by {stopped} before the first step: start the training again as before")
+    elif trainer.iter != trainer.last_iter:
+        # in the middle of a step, or in the final evaluation: the weights are those of no finished step
+        logger.warning(f"Stopped by {stopped} in iteration {trainer.iter}: continue with --resume")
+    else:
+        path = trainer.checkpointer.save()
+        logger.warning(f"Stopped by {stopped} after iteration {trainer.iter}, saved in {path}: continue with --resume")
+
+
+def skip_batches(loader: Iterable, count: int) -> None:
+    """Let a loader start after the batches that an earlier run has seen."""
+    if hasattr(loader, "start"):
+        loader.start = count
+    else:
+        logger.warning(
+            "The training loader starts from its beginning, because it cannot skip batches: use "
+            "clockdistill.data.build_train_loader for a training that continues exactly where it stopped"
+        )
 
 
 def amp_dtype(cfg: DictConfig) -> torch.dtype | None:

@@ -1,12 +1,19 @@
 """The training step: losses, in full or mixed precision, with gradient clipping."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..seeding import STEP, seed_all
+
+logger = logging.getLogger(__name__)
 
 LossFunction = Callable[[nn.Module, list[dict], float], dict[str, Tensor]]
 
@@ -16,12 +23,20 @@ class Trainer(SimpleTrainer):
 
     By default the losses of a step are those that the model returns. A hook changes that with `set_loss_function`.
 
+    A step whose losses or gradients are not finite is skipped: it changes neither weights nor batch-norm statistics.
+
     Args:
         model: maps a batch to a dictionary of scalar losses; perhaps in DistributedDataParallel.
         data_loader: an endless iterable of batches.
         optimizer: for the parameters of the model and of hooks.
         clip_grad: maximum 2-norm of the gradient of all the optimizer's parameters; None disables clipping.
         amp_dtype: `torch.bfloat16` or `torch.float16` for mixed precision; None trains in float32.
+        seed: seeds every step together with the iteration and the process; negative does not seed.
+        max_nonfinite_steps: number of such steps in a row that end the training.
+
+    Attributes:
+        nonfinite_steps: number of steps skipped in a row, up to the last one.
+        last_iter: the last finished iteration.
     """
 
     def __init__(
@@ -31,13 +46,21 @@ class Trainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         clip_grad: float | None = None,
         amp_dtype: torch.dtype | None = None,
+        seed: int = -1,
+        max_nonfinite_steps: int = 1,
     ):
         super().__init__(model, data_loader, optimizer)
         self.clip_grad = clip_grad
         self.amp_dtype = amp_dtype
-        self.device_type = next(model.parameters()).device.type
+        self.device = next(model.parameters()).device
+        self.device_type = self.device.type
         # bfloat16 has the range of float32 and needs no scaling; a disabled scaler does nothing
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
+        self.seed = seed
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self.nonfinite_steps = 0
+        self.last_iter = -1
+        self._statistics = [b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
         self._loss_function: LossFunction | None = None
 
     def set_loss_function(self, function: LossFunction) -> None:
@@ -55,32 +78,82 @@ class Trainer(SimpleTrainer):
             raise RuntimeError("two hooks set the loss function of the trainer: register only one of them")
         self._loss_function = function
 
+    def before_step(self) -> None:
+        if self.seed >= 0:
+            seed_all(STEP, self.seed, comm.get_rank(), self.iter)
+        super().before_step()
+
     def run_step(self) -> None:
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
+        statistics = [buffer.clone() for buffer in self._statistics]
         with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             losses = self._compute_losses(data)
             total = sum(losses.values())
         self.optimizer.zero_grad()
         self.grad_scaler.scale(total).backward()
         self.after_backward()
-
-        # one transfer for all losses, because each `.item()` would synchronize with the device
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu()
-        self._check_finite("loss", dict(zip(losses, values.tolist(), strict=True)))
-        self._write_metrics(dict(zip(losses, values.unbind(), strict=True)), data_time)
-
         self.grad_scaler.unscale_(self.optimizer)
-        norm = self._clip_gradients().item()
-        if not self.grad_scaler.is_enabled():
-            self._check_finite("gradient", {"grad_norm": norm})
-        # the scaler skips steps whose gradients overflow, and their norm is meaningless
+        norm = self._clip_gradients()
+
+        # one transfer for all values, because each `.item()` would synchronize with the device
+        *values, norm = torch.stack([*(loss.detach().float() for loss in losses.values()), norm.float()]).tolist()
+        losses = dict(zip(losses, values, strict=True))
+        broken = self._nonfinite(losses, norm)
+        if broken:
+            for buffer, value in zip(self._statistics, statistics, strict=True):
+                buffer.copy_(value)
+            self.grad_scaler.update()
+            self._skip_step(broken)
+            return
+        self.nonfinite_steps = 0
+        self._write_metrics({name: torch.tensor(value) for name, value in losses.items()}, data_time)
+        # float16's scaler skips steps whose gradients overflow, and their norm is meaningless
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def after_step(self) -> None:
+        self.last_iter = self.iter
+        super().after_step()
+
+    def _nonfinite(self, losses: dict[str, float], norm: float) -> list[str]:
+        """Return the names of the losses of all processes that are not finite, or else "grad_norm" if that is not.
+
+        Gradients that overflow in float16 do not count as long as the scaler can lower its scale.
+        """
+        names = [name for name, value in losses.items() if not math.isfinite(value)]
+        if not names and not math.isfinite(norm) and self.grad_scaler.get_scale() <= 1:
+            names = ["grad_norm"]
+        if comm.get_world_size() > 1:
+            any_broken = torch.tensor(bool(names), dtype=torch.int32, device=self.device)
+            torch.distributed.all_reduce(any_broken, torch.distributed.ReduceOp.MAX)
+            if any_broken:
+                names = list(dict.fromkeys(name for part in comm.all_gather(names) for name in part))
+        return names
+
+    def _skip_step(self, broken: list[str]) -> None:
+        """Count a step that is not finite.
+
+        Raises:
+            FloatingPointError: there were too many in a row.
+        """
+        self.nonfinite_steps += 1
+        what = "gradient" if broken == ["grad_norm"] else "loss"
+        names = ", ".join(broken)
+        if self.nonfinite_steps < self.max_nonfinite_steps:
+            logger.warning(
+                f"Skipped iteration {self.iter}: the {what} is NaN or infinite ({names}), "
+                f"{self.nonfinite_steps} of at most {self.max_nonfinite_steps} times in a row"
+            )
+            return
+        first = self.iter - self.nonfinite_steps + 1
+        where = f"at iteration {first}" + (f" and all up to {self.iter}" if first < self.iter else "")
+        remedy = "lower optimizer.lr" + ("" if self.amp_dtype is None else " or set train.amp.enabled=False")
+        raise FloatingPointError(f"the {what} became NaN or infinite {where} ({names}): {remedy}")
 
     def _compute_losses(self, data: list[dict]) -> dict[str, Tensor]:
         if self._loss_function is None:
@@ -91,19 +164,15 @@ class Trainer(SimpleTrainer):
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         return nn.utils.clip_grad_norm_(parameters, math.inf if self.clip_grad is None else self.clip_grad)
 
-    def _check_finite(self, what: str, values: dict[str, float]) -> None:
-        names = [name for name, value in values.items() if not math.isfinite(value)]
-        if names:
-            remedy = "lower optimizer.lr" + ("" if self.amp_dtype is None else " or set train.amp.enabled=False")
-            raise FloatingPointError(
-                f"the {what} became NaN or infinite at iteration {self.iter} ({', '.join(names)}): {remedy}"
-            )
-
     def state_dict(self) -> dict:
-        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+        return super().state_dict() | {
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "nonfinite_steps": self.nonfinite_steps,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
+        self.nonfinite_steps = state_dict.get("nonfinite_steps", 0)
         # the state is empty if the earlier run used another precision; then keep the new scaler
         if state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

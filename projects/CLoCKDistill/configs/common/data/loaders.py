@@ -1,20 +1,21 @@
 """Loaders and evaluators that the data sets share."""
 
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 
-from clockdistill.data import DetectionMapper
+from clockdistill.data import DetectionMapper, build_train_loader
 from clockdistill.evaluation.kitti import KITTIEvaluator
 
 
 def train_loader(name, augmentations, total_batch_size, num_workers):
-    return L(build_detection_train_loader)(
+    return L(build_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names=name, filter_empty=False),
         mapper=L(DetectionMapper)(is_train=True, augmentations=augmentations, image_format="RGB"),
         total_batch_size=total_batch_size,
         num_workers=num_workers,
+        seed="${train.seed}",
     )
 
 

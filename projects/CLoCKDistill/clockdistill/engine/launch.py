@@ -1,0 +1,314 @@
+"""The processes of a run: one, several started here, or one of those that torchrun started."""
+
+import argparse
+import ctypes
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import wait
+from typing import NamedTuple
+from urllib.parse import urlparse
+
+import torch
+from detectron2.utils import comm
+from torch import distributed
+
+from ..errors import UserError
+from .stop import STOP_SIGNALS, Stopped
+
+# how long a process waits for the others, which may be evaluating, before it gives up
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# how long the other processes may take to end, once one has failed
+GRACE_SECONDS = 5
+PR_SET_PDEATHSIG = 1
+# errors whose message is all that a user needs; they are printed without a traceback
+USER_ERRORS = (UserError, FloatingPointError)
+LAST_LINE = re.compile(
+    r"^(?:clockdistill\.errors\.(?:UserError|UnreadableImage)|FloatingPointError): (.+)\s*\Z", re.MULTILINE
+)
+TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LOST_CONNECTION = re.compile(r"connection (closed|reset)|broken pipe|remote process exited|nccl", re.IGNORECASE)
+TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
+
+logger = logging.getLogger(__name__)
+
+Main = Callable[[argparse.Namespace], None]
+
+
+class World(NamedTuple):
+    """The processes of a run: `local_size` of them on this machine, whose ranks start at `first_rank`."""
+
+    size: int
+    local_size: int
+    first_rank: int
+    url: str
+
+
+def run(main: Main, args: argparse.Namespace) -> int:
+    """Run an entry point in all processes of this machine, and print errors in one sentence.
+
+    Under torchrun, this process is one of them, and a training that torchrun restarts is resumed.
+
+    Args:
+        main: called in every process.
+        args: from Detectron2's `default_argument_parser`.
+
+    Returns:
+        The exit status: 1 after an error, 128 plus the signal's number after a signal.
+    """
+    try:
+        under_torchrun = "LOCAL_RANK" in os.environ
+        world = torchrun_world(args) if under_torchrun else check_arguments(args)
+        if under_torchrun and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+            args.resume = True
+        if world.size > 1 and not under_torchrun:
+            return Launcher(main, args, world).run()
+        if world.size > 1:
+            join(world, int(os.environ["LOCAL_RANK"]))
+        run_and_synchronize(main, args)
+    except Stopped as stopped:
+        return stopped.status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        sentence = error_sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def check_arguments(args: argparse.Namespace) -> World:
+    """Return the processes that the arguments ask for.
+
+    Raises:
+        UserError: they contradict one another, or this machine cannot run that many processes.
+    """
+    if args.num_gpus < 0:
+        raise UserError(f"--num-gpus cannot be {args.num_gpus}: give the number of GPUs, or 0 to run on the CPU")
+    if args.num_machines < 1:
+        raise UserError(f"--num-machines cannot be {args.num_machines}: give the number of machines, at least 1")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank cannot be {args.machine_rank}: give this machine's number, from 0 to "
+            f"{args.num_machines - 1} (--num-machines is {args.num_machines})"
+        )
+    if args.num_machines == 1 and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise UserError(
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} separate runs: start one torchrun per machine, as "
+            "docs/clusters.md shows, or set --num-machines and --machine-rank"
+        )
+    local_size = max(args.num_gpus, 1)
+    check_local_size(local_size, f"--num-gpus is {args.num_gpus}")
+    url = args.dist_url
+    if args.num_machines * local_size > 1:
+        url = check_url(url, args)
+    return World(args.num_machines * local_size, local_size, args.machine_rank * local_size, url)
+
+
+def check_local_size(local_size: int, given: str) -> None:
+    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+    if gpus and local_size > gpus:
+        raise UserError(f"{given}, but this machine has {gpus} GPU(s): start at most {gpus} process(es)")
+    if not gpus and local_size > cores:
+        raise UserError(f"{given}, but this machine has no GPU and {cores} core(s): start at most {cores} process(es)")
+
+
+def check_url(url: str, args: argparse.Namespace) -> str:
+    """Return the address at which the processes meet: `tcp://HOST:PORT`."""
+    if url == "auto":
+        if args.num_machines > 1:
+            raise UserError(
+                "--dist-url auto works on one machine only: give all machines the address of the first one, as in "
+                "--dist-url tcp://10.0.0.1:29500"
+            )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    try:
+        address = urlparse(url)
+        valid = address.scheme == "tcp" and address.hostname and address.port
+    except ValueError:  # a port that is not one
+        valid = False
+    if not valid:
+        raise UserError(f"--dist-url cannot be {url}: write tcp://HOST:PORT, or auto on one machine")
+    if args.machine_rank == 0:
+        with socket.socket() as test:
+            # as torch's store does, ignore connections that are just being closed
+            test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                test.bind(("", address.port))
+            except OSError as error:
+                raise UserError(
+                    f"port {address.port} of --dist-url {url} cannot be used ({error.strerror}): choose another port"
+                ) from error
+    return url
+
+
+def torchrun_world(args: argparse.Namespace) -> World:
+    """Return the processes that torchrun started."""
+    absent = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
+    if absent:
+        raise UserError(
+            f"LOCAL_RANK is set, but {', '.join(absent)} not: start the processes with torchrun, or unset LOCAL_RANK"
+        )
+    if args.num_gpus > 1 or args.num_machines > 1:
+        raise UserError("torchrun starts the processes itself: leave out --num-gpus and --num-machines")
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    check_local_size(local_size, f"torchrun started {local_size} processes")
+    first_rank = int(os.environ["RANK"]) - int(os.environ["LOCAL_RANK"])
+    return World(int(os.environ["WORLD_SIZE"]), local_size, first_rank, "env://")
+
+
+def join(world: World, local_rank: int) -> None:
+    """Make this process a member of the process group.
+
+    Raises:
+        UserError: the processes cannot meet.
+    """
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(local_rank)
+    try:
+        distributed.init_process_group(
+            "nccl" if has_gpu else "gloo",
+            init_method=world.url,
+            world_size=world.size,
+            rank=world.first_rank + local_rank,
+            timeout=COLLECTIVE_TIMEOUT,
+        )
+        comm.create_local_process_group(world.local_size)
+        comm.synchronize()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the {world.size} processes cannot meet at {world.url} ({str(error).splitlines()[0]}): check the address, "
+            "that the port is free on the first machine, and that all machines can reach it"
+        ) from error
+
+
+def run_and_synchronize(main: Main, args: argparse.Namespace) -> None:
+    """Run an entry point and wait for all processes: one that exits early would terminate the others."""
+    main(args)
+    if comm.get_world_size() > 1:
+        comm.synchronize()
+        distributed.destroy_process_group()
+
+
+class Launcher:
+    """Starts the processes of this machine, forwards signals to them, and ends all if one fails."""
+
+    def __init__(self, main: Main, args: argparse.Namespace, world: World):
+        context = multiprocessing.get_context("spawn")
+        self.reports = context.SimpleQueue()
+        self.processes = [
+            context.Process(
+                target=work, args=(main, args, world, rank, self.reports), name=f"rank {world.first_rank + rank}"
+            )
+            for rank in range(world.local_size)
+        ]
+        self.received = 0
+
+    def run(self) -> int:
+        """Return the exit status."""
+        handlers = {number: signal.signal(number, self.forward) for number in STOP_SIGNALS}
+        try:
+            for process in self.processes:
+                process.start()
+            failed = self.wait()
+        finally:
+            for process in self.processes:
+                if process.is_alive():
+                    process.kill()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self.received:
+            return 128 + self.received
+        if not failed:
+            return 0
+        print(f"error: {self.explain(failed)}", file=sys.stderr)
+        return 1
+
+    def forward(self, number: int, frame: object) -> None:
+        """Let the processes stop after a signal; a second Ctrl-C kills them."""
+        for process in self.processes:
+            if process.is_alive():
+                if number == self.received == signal.SIGINT:
+                    process.kill()
+                else:
+                    # Ctrl-C in a terminal reaches all processes, which therefore ignore SIGINT
+                    os.kill(process.pid, signal.SIGTERM)
+        self.received = self.received or number
+
+    def wait(self) -> list[multiprocessing.Process]:
+        """Wait until all processes have ended, or some time after one has failed. Return those that failed by then."""
+        deadline = None
+        while alive := [process for process in self.processes if process.exitcode is None]:
+            timeout = None if deadline is None else max(0, deadline - time.monotonic())
+            if not wait([process.sentinel for process in alive], timeout):
+                break
+            if deadline is None and any(process.exitcode for process in self.processes):
+                deadline = time.monotonic() + GRACE_SECONDS
+        return [process for process in self.processes if process.exitcode]
+
+    def explain(self, failed: list[multiprocessing.Process]) -> str:
+        """Say why the first process failed; the others may have failed because it did."""
+        for process in failed:
+            if process.exitcode < 0:
+                name = signal.Signals(-process.exitcode).name
+                hint = " (the machine may be out of memory)" if name == "SIGKILL" else ""
+                return f"{process.name} was ended by {name}{hint}: continue with --resume"
+        reports = []
+        while not self.reports.empty():
+            reports.append(self.reports.get())
+        # processes that lost the connection to a failed one come last
+        return min(reports)[-1] if reports else f"{failed[0].name} exited with status {failed[0].exitcode}"
+
+
+def work(
+    main: Main, args: argparse.Namespace, world: World, local_rank: int, reports: multiprocessing.SimpleQueue
+) -> None:
+    """Run an entry point in one of the launcher's processes."""
+    # end with the launcher, even if that is killed
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        join(world, local_rank)
+        run_and_synchronize(main, args)
+    except Stopped as stopped:
+        sys.exit(stopped.status)
+    except Exception as error:
+        sentence = error_sentence(error)
+        rank = world.first_rank + local_rank
+        lost = LOST_CONNECTION.search(str(error)) is not None
+        reports.put((lost, time.time(), sentence or f"rank {rank} failed:\n\n{traceback.format_exc()}"))
+        sys.exit(1)
+
+
+def error_sentence(error: Exception) -> str | None:
+    """Return the message of a user error, or None for any other error.
+
+    Errors of data workers arrive as the text of their traceback, whose last line is the message.
+    """
+    last_line = LAST_LINE.search(str(error))
+    if last_line:
+        return last_line[1]
+    if isinstance(error, USER_ERRORS):
+        return str(error)
+    if isinstance(error, RuntimeError) and distributed.is_initialized():
+        rank = comm.get_rank()
+        if TIMED_OUT.search(str(error)):
+            minutes = COLLECTIVE_TIMEOUT.total_seconds() / 60
+            return f"rank {rank} waited {minutes:.0f} minutes in vain for the other processes: see their logs"
+        if LOST_CONNECTION.search(str(error)):
+            return f"rank {rank} lost its connection to another process, which has ended: see its log"
+    return None

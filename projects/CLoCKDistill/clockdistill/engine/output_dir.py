@@ -1,0 +1,66 @@
+"""The output folder, which belongs to one training at a time."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from detectron2.utils import comm
+
+from ..errors import UserError
+
+LOCK = "train.lock"
+
+
+def make_output_dir(path: str) -> None:
+    """Create the output folder.
+
+    Raises:
+        UserError: it cannot be created or written to.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"train.output_dir {path} cannot be created ({error.strerror}): set it to another folder"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"train.output_dir {path} cannot be written to: set it to another folder")
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Create the output folder and keep it for this training; in the main process only.
+
+    The lock ends with the process, however that ends. Incomplete files of a killed process are removed.
+
+    Raises:
+        UserError: another training uses the folder.
+    """
+    if not comm.is_main_process():
+        yield
+        return
+    make_output_dir(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(os.path.join(path, LOCK), "a+", encoding="utf-8"))
+            # unlike flock, not inherited by data workers, which may outlive this process for some seconds
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"train.output_dir {path} is in use by another training ({file.read() or 'unknown process'}): wait for "
+                "it, or set another folder"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"train.output_dir {path} cannot be written to ({error.strerror}): set it to another folder"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        for temporary in Path(path).glob("*.tmp"):
+            temporary.unlink()
+        yield
