@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Kill a small training many times and compare it with one that was left alone.
+"""Kill small trainings many times and compare them with one that was left alone.
 
 tools/kill_and_resume.py                                  100 kills with one process, 100 with two
 tools/kill_and_resume.py --processes 2 --kills 20         fewer
@@ -99,31 +99,41 @@ def kill(ranks: list) -> None:
         rank.join()
 
 
-def phase(output: Path, before: set[str]) -> str:
+def phase(output: Path) -> str:
     """Say what a killed run was doing, by the files that it left."""
     names = {path.name for path in output.glob("*")}
     if any(name.endswith(".tmp") for name in names):
         return "writing a file"
-    if not names or names == before:
-        return "before the next checkpoint"
-    return "between checkpoints"
+    if "model_final.pth" in names:
+        return "in the final evaluation"
+    return "in training" if "last_checkpoint" in names else "before the first checkpoint"
 
 
-def run_with_kills(context, output: Path, processes: int, kills: int, seconds: float, seed: int) -> Counter:
-    """Kill a training at random moments, up to twice the time that a start and some steps take."""
-    rng = random.Random(seed)
-    phases = Counter()
-    for _ in tqdm(range(kills), f"{processes} process(es), kills"):
-        before = {path.name for path in output.glob("*")}
-        if "model_final.pth" in before:
-            # it is done: go on killing one that has to evaluate and to write the last files again
-            phases["after the last iteration"] += 1
-        ranks = start(context, output, processes)
-        time.sleep(rng.uniform(0, seconds))
-        kill(ranks)
-        phases[phase(output, before)] += 1
-    finish(start(context, output, processes), output)
-    return phases
+def run_with_kills(
+    context: multiprocessing.context.BaseContext, output: Path, whole: Path, processes: int, args: argparse.Namespace
+) -> tuple[Counter, list[str]]:
+    """Kill trainings at random moments until all kills are used up, and compare each with the one left alone.
+
+    Returns:
+        What the killed runs were doing, and what differs.
+    """
+    rng = random.Random(args.seed)
+    phases, found = Counter(), []
+    bar = tqdm(total=args.kills, desc=f"{processes} process(es), kills")
+    while bar.n < args.kills:
+        shutil.rmtree(output, ignore_errors=True)
+        while bar.n < args.kills:
+            ranks = start(context, output, processes)
+            time.sleep(rng.uniform(0, args.seconds))
+            ended = [rank for rank in ranks if rank.exitcode == 0]
+            kill(ranks)
+            if ended:
+                break
+            phases[phase(output)] += 1
+            bar.update()
+        finish(start(context, output, processes), output)
+        found += differences(output, whole)
+    return phases, found
 
 
 def metrics(output: Path) -> list[dict]:
@@ -196,13 +206,11 @@ def main() -> int:
         for output in (whole, killed):
             shutil.rmtree(output, ignore_errors=True)
         seconds = finish(start(context, whole, processes), whole)
-        phases = run_with_kills(context, killed, processes, args.kills, args.seconds, args.seed)
-        found = differences(killed, whole)
+        phases, found = run_with_kills(context, killed, whole, processes, args)
         status |= bool(found)
-        lines = metrics(killed)
         counts = ", ".join(f"{count} {name}" for name, count in phases.most_common())
-        rows.append([processes, f"{seconds:.0f} s", args.kills, counts, len(lines), "; ".join(found) or "none"])
-    header = ["processes", "undisturbed", "kills", "moments", "lines of metrics.json", "differences"]
+        rows.append([processes, f"{seconds:.0f} s", args.kills, counts, "; ".join(found) or "none"])
+    header = ["processes", "undisturbed", "kills", "moments", "differences"]
     print(tabulate(rows, header, tablefmt="pipe"))
     if not args.keep:
         shutil.rmtree(folder)

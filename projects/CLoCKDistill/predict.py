@@ -39,6 +39,7 @@ from torch import nn
 from tqdm import tqdm
 
 from clockdistill.engine import load_config, load_model_and_metadata, run
+from clockdistill.engine.arguments import score
 from clockdistill.errors import UserError
 from clockdistill.evaluation.pictures import draw_detections, write_png
 
@@ -209,7 +210,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for pictures, videos and JSON")
     parser.add_argument(
-        "--threshold", type=float, default=0.3, help="minimum score for predictions to be saved (default: 0.3)"
+        "--threshold", type=score, default=0.3, help="minimum score for predictions to be saved (default: 0.3)"
     )
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="key=value", help="overrides of the config, such as the checkpoint"

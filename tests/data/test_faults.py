@@ -340,7 +340,7 @@ CONFIG_FAULTS = {
     "mixed precision of no type": (
         STREET,
         ["train.amp.enabled=True", "train.amp.dtype=half"],
-        "train.amp.dtype is 'half': choose one of bfloat16, float16",
+        "train.amp.dtype cannot be 'half': it must be one of bfloat16, float16",
     ),
     "no initial weights": (STREET, ["train.init_checkpoint=nowhere.pth"], r"nowhere\.pth"),
     "evaluation without weights": (STREET, ["--eval-only", "train.init_checkpoint=''"], "no trained weights are given"),

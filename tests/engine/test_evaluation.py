@@ -161,7 +161,7 @@ def test_compared_models_have_the_number_of_classes_of_the_config(tmp_path, monk
     config = str(CONFIGS / "dino" / "dino_r18_tiny_custom.py")
     cfg = load_config(config, ["model.num_classes=7", f"train.output_dir={tmp_path}"])
     compared = {}
-    monkeypatch.setattr(evaluation, "_evaluate", lambda cfgs: compared.update(cfgs) or {})
+    monkeypatch.setattr(evaluation, "_evaluate", lambda output, cfgs: compared.update(cfgs) or {})
     compare(cfg, [f"student={config}:model.pth"])
     assert compared["student"].model.num_classes == 7
 

@@ -1,12 +1,14 @@
-"""Load LazyConfig files with readable errors."""
+"""Load LazyConfig files and build what they describe, with readable errors."""
 
 import os
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
-from detectron2.config import LazyConfig
-from omegaconf import DictConfig
+from detectron2.config import LazyConfig, instantiate
+from omegaconf import DictConfig, ListConfig
 
-from .errors import UserError
+from .errors import InvalidValue, UserError
 
 
 def execute_config(path: str) -> DictConfig:
@@ -30,3 +32,32 @@ def execute_config(path: str) -> DictConfig:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         place = f"{path}, line {lines[-1]}," if lines else path
         raise UserError(f"config file {place} does not execute: {type(error).__name__}: {error}") from error
+
+
+def build(node: Any, key: str) -> Any:
+    """Call Detectron2's `instantiate`, and name the key if a constructor does not accept a value.
+
+    Args:
+        node: a LazyCall, a list of them, or a value, which is returned as it is.
+        key: dotted key of the node in the config, for error messages.
+
+    Raises:
+        UserError: a constructor does not accept its arguments.
+    """
+    if isinstance(node, ListConfig):
+        items = [build(item, f"{key}.{index}") for index, item in enumerate(node)]
+        return ListConfig(items, flags={"allow_objects": True})
+    if not (isinstance(node, Mapping) and "_target_" in node):
+        return node
+    arguments = {name: build(node[name], f"{key}.{name}") for name in node if name != "_target_"}
+    try:
+        return instantiate(arguments | {"_target_": node["_target_"]})
+    except InvalidValue as error:
+        raise error.at(key) from error
+    except UserError:
+        raise
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        reason = str(error).strip() or f"{type(error).__name__} in {node['_target_']}"
+        raise UserError(f"{key} cannot be built: {reason}") from error

@@ -16,7 +16,8 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import UnreadableImage, UserError
+from ..checks import checked, count, not_negative
+from ..errors import InvalidValue, UnreadableImage
 from ..seeding import IMAGE, seeded
 from .catalog import reading_policy
 
@@ -55,6 +56,7 @@ class TrainLoader:
         return iter(loader)
 
 
+@checked(total_batch_size=count, num_workers=not_negative)
 def build_train_loader(
     dataset: list[dict],
     *,
@@ -78,13 +80,9 @@ def build_train_loader(
         UserError: the batch cannot be divided among the processes.
     """
     world_size = comm.get_world_size()
-    if total_batch_size < 1 or total_batch_size % world_size:
-        raise UserError(
-            f"total_batch_size {total_batch_size} cannot be divided among {world_size} process(es): set "
-            f"dataloader.train.total_batch_size to a multiple of {world_size}"
-        )
-    if num_workers < 0:
-        raise UserError(f"num_workers cannot be {num_workers}: set dataloader.train.num_workers to 0 or more")
+    if total_batch_size % world_size:
+        expected = f"a multiple of {world_size}, the number of processes"
+        raise InvalidValue("total_batch_size", total_batch_size, expected)
     if seed < 0:
         seed = comm.shared_random_seed()
     groups = [record["width"] > record["height"] if aspect_ratio_grouping else 0 for record in dataset]

@@ -1,9 +1,12 @@
 """Detectron2's mapper with error messages for unreadable images and with regions to ignore."""
 
+from typing import Any
+
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from PIL import Image
 
+from ..checks import checked, one_of
 from ..errors import UnreadableImage, UserError
 
 
@@ -16,6 +19,10 @@ class DetectionMapper(DatasetMapper):
         UnreadableImage: the image cannot be read.
         UserError: it does not have the annotated size.
     """
+
+    @checked(image_format=one_of("RGB", "BGR"))
+    def __init__(self, is_train: bool, *, image_format: str, **kwargs: Any):
+        super().__init__(is_train, image_format=image_format, **kwargs)
 
     def __call__(self, dataset_dict: dict) -> dict:
         path = dataset_dict["file_name"]

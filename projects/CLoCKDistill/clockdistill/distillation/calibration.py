@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checks import above, checked, count
 from ..errors import UserError
 from ..modeling import Detector
 from .target_queries import TargetEmbedding
@@ -19,6 +20,7 @@ from .target_queries import TargetEmbedding
 logger = logging.getLogger(__name__)
 
 
+@checked(batches=count, steps=count, lr=above(0))
 def calibrate(
     embedding: TargetEmbedding, teacher: Detector, data: Iterable[list[dict]], batches: int, steps: int, lr: float
 ) -> None:

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checks import checked, not_negative
+from ..config_file import build
 from ..errors import UserError
 from ..modeling import Detector, Outputs, Queries
 from .base import DistillationLoss
@@ -39,6 +40,7 @@ class DistillationHook(HookBase):
         modules: the losses and the student's query adapter, whose parameters are trained with the student.
     """
 
+    @checked(gradient_share_period=not_negative)
     def __init__(
         self,
         student: Detector,
@@ -49,6 +51,10 @@ class DistillationHook(HookBase):
         calibration: Mapping[str, float] | None = None,
     ):
         losses = {name: build_loss(name, loss) for name, loss in losses.items() if loss is not None}
+        if not losses:
+            raise UserError(
+                "distillation.losses is empty: add a loss, or use the student's config to train without one"
+            )
         self.teacher = load_teacher(teacher["config"], teacher["checkpoint"], student)
         self.gradient_share_period = gradient_share_period
         self.requires_targets = any(loss.requires_targets for loss in losses.values())
@@ -162,10 +168,7 @@ class DistillationHook(HookBase):
 
 def build_loss(name: str, config: Mapping | DistillationLoss) -> DistillationLoss:
     """Instantiate a loss, which Detectron2 does not do for values of a dictionary."""
-    try:
-        return instantiate(config)
-    except (ImportError, TypeError) as error:
-        raise UserError(f"distillation.losses.{name} cannot be built: {error}") from error
+    return build(config, f"distillation.losses.{name}")
 
 
 def wrap_ddp(module: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import above, checked, not_negative
 from ..layers import at_least_float32, giou_loss
 from ..modeling import HungarianMatcher, Outputs, Predictions, Targets
 from ..modeling.criterion import average_over_ranks
@@ -37,6 +38,7 @@ class LogitLoss(DistillationLoss):
         weight_by_confidence: weight each query by the teacher's highest class score; otherwise all have equal weight.
     """
 
+    @checked(class_weight=not_negative, l1_weight=not_negative, giou_weight=not_negative, temperature=above(0))
     def __init__(
         self,
         class_weight: float,

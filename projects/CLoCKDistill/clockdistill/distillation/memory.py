@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import checked, not_negative
 from ..errors import UserError
 from ..layers import at_least_float32
 from ..modeling import Detector, Memory, Outputs, Targets
@@ -102,6 +103,7 @@ class MemoryLoss(FeatureLoss):
         alpha, beta: weights of objects and background.
     """
 
+    @checked(alpha=not_negative, beta=not_negative)
     def __init__(self, alpha: float, beta: float, feature: str = "memory"):
         super().__init__(feature)
         self.alpha = alpha
@@ -119,6 +121,7 @@ class MemoryLoss(FeatureLoss):
 class PlainFeatureLoss(FeatureLoss):
     """Mean squared error over channels and cells that are not padding: the ablation without masks."""
 
+    @checked(weight=not_negative)
     def __init__(self, weight: float, feature: str = "memory"):
         super().__init__(feature)
         self.weight = weight

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from detectron2.config import instantiate
-
-from ..config_file import execute_config
+from ..config_file import build, execute_config
 from ..errors import UserError
 from ..modeling import Detector
 from ..modeling.weights import load_weights
@@ -28,7 +26,10 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
     if cfg.get("model") is None:
         raise UserError(f"teacher config {config} has no `model`: give the config that the teacher was trained with")
     cfg.model.num_classes = student.num_classes
-    teacher = instantiate(cfg.model)
+    try:
+        teacher = build(cfg.model, "model")
+    except UserError as error:
+        raise UserError(f"teacher config {config}: {error}") from error
     report = load_weights(teacher, checkpoint)
     for _, saved, built in report.mismatched:
         if built[0] == student.num_classes and saved[1:] == built[1:]:

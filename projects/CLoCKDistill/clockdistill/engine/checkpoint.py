@@ -153,10 +153,12 @@ class Checkpointer(WeightLoader):
     def has_checkpoint(self) -> bool:
         return bool(self.get_checkpoint_file())
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resume from the last checkpoint in `save_dir` if `resume` and there is one, else load weights from `path`."""
-        if not (resume and self.has_checkpoint()):
-            return self.load(path, checkpointables=[])
+    def resume(self) -> dict[str, Any]:
+        """Load the last checkpoint in `save_dir`, with the training state, and return the model file's other entries.
+
+        Raises:
+            UserError: a file does not exist, cannot be read, or belongs to another config.
+        """
         path = self.get_checkpoint_file()
         state_path = resume_path(path)
         if not os.path.isfile(state_path):

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,11 +13,30 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..checks import Rule, above, check, count, finite, is_number, not_negative, one_of, optional
 from ..config_file import execute_config
 from ..data import register_by_name
 from ..errors import UserError
 
+MISSING = object()  # of a key that a config does not have
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+# of `train`, whose values go to no constructor
+RULES = {
+    "train.output_dir": Rule(bool, "the path of a folder"),
+    "train.seed": finite,
+    "train.max_iter": count,
+    "train.device": Rule(lambda name: re.fullmatch(r"cpu|cuda(:\d+)?", name) is not None, "cpu or cuda"),
+    "train.clip_grad": optional(above(0)),
+    "train.max_nonfinite_steps": count,
+    "train.amp.dtype": one_of("bfloat16", "float16"),
+    "train.ema.decay": Rule(lambda decay: is_number(decay) and 0 <= decay < 1, "at least 0 and less than 1"),
+    "train.checkpointer.period": count,
+    "train.checkpointer.max_to_keep": optional(count),
+    "train.eval_period": not_negative,
+    "train.log_period": count,
+    "train.benchmark.images": count,
+    "train.benchmark.rounds": count,
+}
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -34,6 +54,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         if cfg.get(section) is None:
             raise UserError(f"config file {path} has no `{section}`: import one from configs/common")
     apply_overrides(cfg, overrides)
+    values = {key: OmegaConf.select(cfg, key, default=MISSING) for key in RULES}
+    check({key: value for key, value in values.items() if value is not MISSING}, RULES)
     for loader in cfg.dataloader.values():
         names = OmegaConf.select(loader, "dataset.names") if OmegaConf.is_config(loader) else None
         register_by_name(names or ())

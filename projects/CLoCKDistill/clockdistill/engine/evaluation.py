@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 
 from detectron2.utils import comm
@@ -16,8 +16,9 @@ from ..errors import UserError
 from ..evaluation.cost import benchmark, environment
 from ..evaluation.results import comparison_table, nan_to_none, write_json
 from .config import load_config
+from .defaults import open_output_dir
 from .model_spec import parse_model_specs
-from .train import build_loader, do_test, load_model
+from .train import build_evaluator, build_test_loader, evaluate, load_model
 
 FOLDER = re.compile(r"\w[\w .+-]*")
 
@@ -31,7 +32,7 @@ def eval_only(cfg: DictConfig) -> dict:
         On the main process the contents of `<output_dir>/results.json`: the evaluators' results by task, `benchmark`
         (see `evaluation.cost.benchmark`) and `environment`.
     """
-    return _evaluate({"model": cfg})["model"]
+    return _evaluate(cfg, {"model": cfg})["model"]
 
 
 def compare(cfg: DictConfig, models: Sequence[str]) -> dict[str, dict]:
@@ -56,24 +57,28 @@ def compare(cfg: DictConfig, models: Sequence[str]) -> dict[str, dict]:
             model_cfg.model.num_classes = cfg.model.num_classes  # the command line may have set it
         model_cfg.train.init_checkpoint = checkpoint
         model_cfg.train.output_dir = os.path.join(cfg.train.output_dir, name)
-    results = _evaluate(cfgs)
+    results = _evaluate(cfg, cfgs)
     if comm.is_main_process():
         write_json(results, os.path.join(cfg.train.output_dir, "comparison.json"))
     return results
 
 
-def _evaluate(cfgs: dict[str, DictConfig]) -> dict[str, dict]:
-    """Evaluate the models of configs with the same test set."""
-    # load all checkpoints first, so that an error comes before the first evaluation
+def _evaluate(output: DictConfig, cfgs: dict[str, DictConfig]) -> dict[str, dict]:
+    """Evaluate the models of configs with the same test set, and log to the output folder of `output`."""
+    # load everything first, so that an error comes before the first evaluation
     models = {name: load_model(cfg) for name, cfg in cfgs.items()}
-    results = {name: do_test(cfg, models[name]) for name, cfg in cfgs.items()}
+    loader = build_test_loader(output)
+    open_output_dir(output)
+    results = {
+        name: evaluate(models[name], loader, build_evaluator(cfg), cfg.train.output_dir) for name, cfg in cfgs.items()
+    }
     if not comm.is_main_process():
         return results
     results = nan_to_none(results)
     first = next(iter(cfgs))
     settings = cfgs[first].train.get("benchmark")
     if settings is not None:
-        costs, machine = _benchmark(cfgs[first], models, **settings)
+        costs, machine = _benchmark(loader, models, **settings)
         for name, cfg in cfgs.items():
             results[name] |= dict(benchmark=costs[name], environment=machine)
             write_json(results[name], os.path.join(cfg.train.output_dir, "results.json"))
@@ -81,10 +86,10 @@ def _evaluate(cfgs: dict[str, DictConfig]) -> dict[str, dict]:
     return results
 
 
-def _benchmark(cfg: DictConfig, models: dict[str, nn.Module], images: int, rounds: int) -> tuple[dict, dict]:
+def _benchmark(loader: Iterable, models: dict[str, nn.Module], images: int, rounds: int) -> tuple[dict, dict]:
     """Measure the cost of models on the first images of the test set, and describe the environment."""
     logger.info(f"Measuring latency and memory on {images} images, {rounds} rounds")
-    inputs = list(islice(chain.from_iterable(build_loader(cfg, "test")), images))
+    inputs = list(islice(chain.from_iterable(loader), images))
     machine = environment(next(next(iter(models.values())).parameters()).device)
     logger.info(f"Hardware and versions:\n{tabulate(machine.items())}")
     return benchmark(models, inputs, rounds), machine

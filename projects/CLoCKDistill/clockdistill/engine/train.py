@@ -1,13 +1,13 @@
 """Training and evaluation of a LazyConfig."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 from collections.abc import Iterable
 
 import torch
-from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_context, inference_on_dataset, print_csv_format
@@ -15,19 +15,19 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..config_file import build
 from ..data.catalog import ReadingPolicy, reading
 from ..distillation import DistillationHook
 from ..errors import UserError
 from ..evaluation.results import write_json
 from ..modeling.weights import WeightLoader
 from .checkpoint import Checkpointer, PeriodicCheckpointer, inference_metadata
+from .defaults import open_output_dir
 from .hooks import EMAHook, ProgressBar
 from .metrics import MetricsHook
 from .output_dir import locked
 from .stop import StopHook, Stopped
 from .trainer import Trainer
-
-AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +52,10 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
         UserError: the config or the data are wrong, or another training uses the output folder.
     """
     trainer = None
-    with locked(cfg.train.output_dir), StopHook() as stop:
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopHook())
         try:
-            trainer = build_trainer(args.resume, cfg, stop)
+            trainer = build_trainer(args.resume, cfg, stop, stack)
             trainer.train(trainer.start_iter, cfg.train.max_iter)
         except Stopped as stopped:
             if comm.is_main_process():
@@ -70,14 +71,22 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
             raise stopped from None
 
 
-def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook) -> Trainer:
-    """Build a trainer with all its hooks, whose `start_iter` is the first iteration to train."""
-    model = instantiate(cfg.model).to(cfg.train.device)
+def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextlib.ExitStack) -> Trainer:
+    """Build a trainer with all its hooks, whose `start_iter` is the first iteration to train.
+
+    Args:
+        resume: continue from the last checkpoint, if there is one.
+        cfg: see `do_train`.
+        stop: is registered as the last hook.
+        stack: gets the lock of the output folder. Before that, nothing is written.
+    """
+    output_dir = cfg.train.output_dir
+    model = build(cfg.model, "model").to(cfg.train.device)
     logger.info(f"Model:\n{model}")
     logger.info(f"Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
     train_loader = build_loader(cfg, "train")
     # built now to report a wrong test set before training, not at the first evaluation
-    evaluation = build_evaluation(cfg)
+    test_loader = build_loader(cfg, "test") if evaluates(cfg) else None
 
     distillation = build_distillation(cfg, model)
     optimizer = build_optimizer(cfg, model, distillation)
@@ -86,7 +95,7 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook) -> Trainer:
 
     def evaluate_model() -> dict:
         with stop.interruptible():
-            return evaluate(eval_model, *evaluation, cfg.train.output_dir)
+            return evaluate(eval_model, test_loader, evaluator, output_dir)
 
     ddp_device = {"device_ids": None} if cfg.train.device == "cpu" else {}
     trainer = Trainer(
@@ -99,7 +108,7 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook) -> Trainer:
         max_nonfinite_steps=cfg.train.get("max_nonfinite_steps", 10),
     )
     metadata = inference_metadata(cfg)
-    checkpointer = Checkpointer(model, cfg.train.output_dir, ema=ema and ema.model, metadata=metadata, trainer=trainer)
+    checkpointer = Checkpointer(model, output_dir, ema=ema and ema.model, metadata=metadata, trainer=trainer)
     is_main = comm.is_main_process()
     trainer.checkpointer = PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
     trainer.register_hooks(
@@ -107,31 +116,34 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook) -> Trainer:
             hooks.IterationTimer(),
             distillation,
             ema,
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
             trainer.checkpointer if is_main else None,
             MetricsHook(
-                evaluate_model if evaluation else None,
-                cfg.train.eval_period,
-                cfg.train.log_period,
-                cfg.train.output_dir,
+                evaluate_model if test_loader else None, cfg.train.eval_period, cfg.train.log_period, output_dir
             ),
             ProgressBar() if is_main and sys.stderr.isatty() else None,
             stop,
         ]
     )
-    resumed = resume and checkpointer.has_checkpoint()
     if checkpointer.has_checkpoint() and not resume:
         raise UserError(
-            f"train.output_dir {cfg.train.output_dir} has the checkpoint of an earlier training: add --resume to "
-            "continue it, or set another folder"
+            f"train.output_dir {output_dir} has the checkpoint of an earlier training: add --resume to continue it, or "
+            "set another folder"
         )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    # the trainer's state has the last finished iteration
-    trainer.start_iter = trainer.iter + 1 if resumed else 0
+    if not checkpointer.has_checkpoint():
+        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+    stack.enter_context(locked(output_dir))
+    if checkpointer.has_checkpoint():
+        checkpointer.resume()
+        # the trainer's state has the last finished iteration
+        trainer.start_iter = trainer.iter + 1
+    open_output_dir(cfg)
+    if test_loader:
+        # it writes the annotations to the output folder
+        evaluator = build_evaluator(cfg)
     if trainer.start_iter >= cfg.train.max_iter:
-        logger.info(
-            f"Nothing to train: {trainer.start_iter} of train.max_iter={cfg.train.max_iter} iterations are done"
-        )
+        done = f"{trainer.start_iter} of train.max_iter={cfg.train.max_iter}"
+        logger.info(f"Nothing to train: {done} iterations are done")
     elif distillation is not None:
         distillation.calibrate(train_loader)
     if trainer.start_iter:
@@ -141,10 +153,7 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook) -> Trainer:
 
 def do_test(cfg: DictConfig, model: nn.Module) -> dict:
     """Evaluate a model on `cfg.dataloader.test`; print the results and write `<output_dir>/results.json`."""
-    evaluation = build_evaluation(cfg)
-    if not evaluation:
-        raise UserError("the config has no dataloader.test with dataloader.evaluator: there is nothing to evaluate on")
-    return evaluate(model, *evaluation, cfg.train.output_dir)
+    return evaluate(model, build_test_loader(cfg), build_evaluator(cfg), cfg.train.output_dir)
 
 
 def load_model(cfg: DictConfig) -> nn.Module:
@@ -156,19 +165,32 @@ def load_model_and_metadata(cfg: DictConfig) -> tuple[nn.Module, dict]:
     """Return the model as `load_model` does, and its checkpoint's metadata (see `inference_metadata`) or {}."""
     if not cfg.train.init_checkpoint:
         raise UserError("no trained weights are given: set train.init_checkpoint=…/model_final.pth")
-    model = instantiate(cfg.model)
+    model = build(cfg.model, "model")
     contents = WeightLoader(model).load(cfg.train.init_checkpoint, checkpointables=[], strict=True)
     model = model.eval().to(cfg.train.device if torch.cuda.is_available() else "cpu")
     return model, contents.get("metadata", {})
 
 
-def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator] | None:
-    if cfg.dataloader.get("test") is None or cfg.dataloader.get("evaluator") is None:
-        return None
-    loader = build_loader(cfg, "test")
-    # evaluators read the data set again
+def evaluates(cfg: DictConfig) -> bool:
+    """Return whether the config has a test set and an evaluator."""
+    return cfg.dataloader.get("test") is not None and cfg.dataloader.get("evaluator") is not None
+
+
+def build_test_loader(cfg: DictConfig) -> Iterable:
+    """Build `cfg.dataloader.test`, see `build_loader`.
+
+    Raises:
+        UserError: the config does not evaluate.
+    """
+    if not evaluates(cfg):
+        raise UserError("the config has no dataloader.test with dataloader.evaluator: there is nothing to evaluate on")
+    return build_loader(cfg, "test")
+
+
+def build_evaluator(cfg: DictConfig) -> DatasetEvaluator:
+    # evaluators read the dataset again
     with reading(reading_policy(cfg)):
-        return loader, instantiate(cfg.dataloader.evaluator)
+        return build(cfg.dataloader.evaluator, "dataloader.evaluator")
 
 
 def build_loader(cfg: DictConfig, name: str) -> Iterable:
@@ -182,18 +204,19 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     names = [names] if isinstance(names, str) else list(names or ())
     try:
         with reading(reading_policy(cfg)):
-            loader = instantiate(cfg.dataloader[name])
+            loader = build(cfg.dataloader[name], f"dataloader.{name}")
     except FileNotFoundError as error:
         raise UserError(
             f"the data set {' + '.join(names)} needs {error.filename or error}, which does not exist: set "
             "DETECTRON2_DATASETS to the folder of your data sets"
         ) from error
-    except (KeyError, AssertionError) as error:
+    except KeyError as error:
         unknown = [n for n in names if n not in DatasetCatalog.list()]
-        if not unknown and "is empty" not in str(error):
+        if not unknown:
             raise
-        what = f"{unknown[0]} is not in Detectron2's catalog: register it" if unknown else str(error).rstrip("!")
-        raise UserError(f"{what}, or set {key} to another data set") from error
+        raise UserError(
+            f"{unknown[0]} is not in Detectron2's catalog: register it, or set {key} to another data set"
+        ) from error
     for dataset in names:
         classes = MetadataCatalog.get(dataset).get("thing_classes", None)
         model_classes = cfg.model.get("num_classes", None)
@@ -213,13 +236,13 @@ def build_distillation(cfg: DictConfig, student: nn.Module) -> DistillationHook 
     if cfg.get("distillation") is None:
         return None
     cfg.distillation.student = student
-    return instantiate(cfg.distillation)
+    return build(cfg.distillation, "distillation")
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module, distillation: DistillationHook | None) -> torch.optim.Optimizer:
     """Build the config's optimizer, with the hook's parameters as an additional group."""
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build(cfg.optimizer, "optimizer")
     if distillation is not None and (projections := list(distillation.parameters())):
         optimizer.add_param_group({"params": projections})
     for group in optimizer.param_groups:
@@ -266,8 +289,4 @@ def skip_batches(loader: Iterable, count: int) -> None:
 
 
 def amp_dtype(cfg: DictConfig) -> torch.dtype | None:
-    if not cfg.train.amp.enabled:
-        return None
-    if cfg.train.amp.dtype not in AMP_DTYPES:
-        raise UserError(f"train.amp.dtype is {cfg.train.amp.dtype!r}: choose one of {', '.join(AMP_DTYPES)}")
-    return AMP_DTYPES[cfg.train.amp.dtype]
+    return getattr(torch, cfg.train.amp.dtype) if cfg.train.amp.enabled else None

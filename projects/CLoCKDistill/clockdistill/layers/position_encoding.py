@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..checks import above, checked, finite, multiple_of
+
 
 def _sine(position: Tensor, num_feats: int, temperature: float) -> Tensor:
     """Encode (...) in radians as (..., num_feats), with sine and cosine interleaved."""
@@ -23,6 +25,7 @@ class PositionEmbeddingSine(nn.Module):
         offset: added to the one-based cell index before normalization: -0.5 encodes centers, 0 far edges.
     """
 
+    @checked(embed_dim=multiple_of(4), temperature=above(0), offset=finite)
     def __init__(self, embed_dim: int, temperature: float, offset: float):
         super().__init__()
         self.num_feats = embed_dim // 2

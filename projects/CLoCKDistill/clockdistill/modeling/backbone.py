@@ -5,11 +5,18 @@ from collections.abc import Sequence
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
+from ..checks import between, checked, count, one_of, some_of
 from ..errors import UserError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
+@checked(
+    norm=one_of("FrozenBN", "BN", "SyncBN", "GN"),
+    freeze_at=between(0, 5),
+    width=count,
+    out_features=some_of("stem", "res2", "res3", "res4", "res5"),
+)
 def build_resnet(
     depth: int,
     norm: str = "FrozenBN",
@@ -22,7 +29,7 @@ def build_resnet(
 
     Args:
         depth: 18, 34, 50 or 101.
-        norm: "FrozenBN", "BN" or "SyncBN".
+        norm: "FrozenBN", "BN", "SyncBN" or "GN".
         freeze_at: number of frozen stages, including the stem; 0 when training from scratch.
         width: channels of the stem; 64 in the standard network, fewer in a narrow one.
         dilate_res5: replace the stride of the last stage by dilation ("DC5" in DETR, arXiv:2005.12872, Sec. 4).

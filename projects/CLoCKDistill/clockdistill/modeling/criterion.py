@@ -6,6 +6,7 @@ from detectron2.utils import comm
 from torch import Tensor
 from torchvision.ops import box_convert, sigmoid_focal_loss
 
+from ..checks import checked, fraction, not_negative
 from ..layers import giou_loss
 from .matcher import HungarianMatcher
 from .structures import Predictions, Targets
@@ -32,6 +33,14 @@ class SetCriterion:
             and KITTI's development kit for DontCare regions (0.5, for cars 0.7).
     """
 
+    @checked(
+        class_weight=not_negative,
+        l1_weight=not_negative,
+        giou_weight=not_negative,
+        alpha=fraction,
+        gamma=not_negative,
+        ignore_overlap=fraction,
+    )
     def __init__(
         self,
         matcher: HungarianMatcher,

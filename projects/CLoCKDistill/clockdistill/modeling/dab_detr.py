@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import checked, count, not_negative
 from ..layers import MLP, Attended, sine_embed_boxes
 from .detector import Detector, make_box_head, make_class_head
 from .structures import Memory, Predictions, Queries
-from .transformer import AnchorDecoder, FeedForward, flatten_levels
+from .transformer import DIMENSIONS, AnchorDecoder, FeedForward, flatten_levels
 
 
 class DABDETR(Detector):
@@ -23,6 +24,7 @@ class DABDETR(Detector):
         shared: arguments of `Detector`, with a `DABEncoder` and a `DABDecoder`.
     """
 
+    @checked(num_queries=count, num_patterns=not_negative)
     def __init__(self, *, num_queries: int, num_patterns: int, **shared):
         super().__init__(**shared)
         self.anchors = nn.Embedding(num_queries, 4)  # logits of (cx, cy, w, h)
@@ -56,6 +58,7 @@ class DABEncoder(nn.Module):
     An MLP of the content, shared by all layers, scales the position encoding.
     """
 
+    @checked(**DIMENSIONS)
     def __init__(self, num_layers: int, embed_dim: int, num_heads: int, feedforward_dim: int):
         super().__init__()
         self.embed_dim = embed_dim
@@ -91,6 +94,7 @@ class DABDecoder(AnchorDecoder):
     """Decoder with anchor boxes as queries (Fig. 2). Self-attention uses an MLP of the boxes' encoding; cross-attention
     uses the encoding of their centers, scaled by the content and modulated by width and height."""
 
+    @checked(**DIMENSIONS)
     def __init__(self, num_layers: int, embed_dim: int, num_heads: int, feedforward_dim: int):
         layers = (
             DABDecoderLayer(embed_dim, num_heads, feedforward_dim, is_first=index == 0) for index in range(num_layers)

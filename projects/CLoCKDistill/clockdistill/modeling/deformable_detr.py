@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..checks import checked, count
 from ..errors import UserError
 from ..layers import inverse_sigmoid, sine_embed_boxes
 from .detector import Detector, make_box_head, make_class_head, repeat
 from .structures import Memory, Predictions, Queries, Target, Targets
-from .transformer import DeformableDecoderLayer, encoder_proposals, top_proposals
+from .transformer import DIMENSIONS, DeformableDecoderLayer, encoder_proposals, top_proposals
 
 
 class DeformableDETR(Detector):
@@ -22,6 +23,7 @@ class DeformableDETR(Detector):
         shared: arguments of `Detector`, with a `DeformableEncoder` and a `DeformableDETRDecoder`.
     """
 
+    @checked(num_queries=count)
     def __init__(self, *, num_queries: int, two_stage: bool, **shared):
         super().__init__(**shared)
         if two_stage and not self.decoder.refine:
@@ -110,6 +112,7 @@ class DeformableDETRDecoder(nn.Module):
         eps: coordinates are clamped to [eps, 1 - eps] before taking their logit.
     """
 
+    @checked(**DIMENSIONS)
     def __init__(
         self,
         num_layers: int,

@@ -10,9 +10,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ..checks import above, checked, count, finite, numbers
+from ..errors import InvalidValue, UserError
 from ..layers import MLP, PositionEmbeddingSine
 from .criterion import SetCriterion
 from .denoising import ContrastiveDenoising
+from .neck import ChannelMapper
 from .structures import Memory, Outputs, Predictions, Queries, Target, Targets
 
 
@@ -39,6 +42,12 @@ class Detector(nn.Module):
     embed_dim: int
     encodes_boxes: bool = True
 
+    @checked(
+        num_classes=count,
+        detections_per_image=count,
+        pixel_mean=numbers(3, finite),
+        pixel_std=numbers(3, above(0)),
+    )
     def __init__(
         self,
         *,
@@ -54,6 +63,11 @@ class Detector(nn.Module):
         detections_per_image: int,
     ):
         super().__init__()
+        if isinstance(neck, ChannelMapper):
+            try:
+                neck.check_inputs(backbone.output_shape())
+            except InvalidValue as error:
+                raise error.at("neck") from error
         self.embed_dim = encoder.embed_dim
         self.backbone = backbone
         self.neck = neck
@@ -183,6 +197,10 @@ class Detector(nn.Module):
     ) -> list[dict[str, Instances]]:
         """Return the highest-scoring (query, class) pairs of the last layer, scaled to the output size."""
         scores = predictions.logits[-1].float().sigmoid().flatten(1)
+        if not scores.isfinite().all():
+            raise UserError(
+                "the model's scores are NaN or infinite: use an earlier checkpoint, or train with a lower optimizer.lr"
+            )
         scores, index = scores.topk(min(self.detections_per_image, scores.shape[1]))
         query, label = index // self.num_classes, index % self.num_classes
         boxes = predictions.boxes[-1].float().gather(1, query[..., None].expand(-1, -1, 4))

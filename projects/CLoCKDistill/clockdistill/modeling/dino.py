@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..checks import checked, count
 from .denoising import ContrastiveDenoising
 from .detector import Detector, make_box_head, make_class_head, repeat
 from .structures import Memory, Predictions, Queries
@@ -18,6 +19,7 @@ class DINO(Detector):
         shared: arguments of `Detector`, with a `DeformableEncoder` and a `DeformableDecoder`.
     """
 
+    @checked(num_queries=count)
     def __init__(self, *, denoising: ContrastiveDenoising, num_queries: int, **shared):
         super().__init__(**shared)
         embed_dim = self.embed_dim

@@ -5,6 +5,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
+from ..checks import checked, fraction, not_negative
 from .structures import Predictions, Targets
 
 
@@ -16,6 +17,13 @@ class HungarianMatcher:
         alpha, gamma: constants of the focal loss; the class cost is its change when the class is present.
     """
 
+    @checked(
+        class_weight=not_negative,
+        l1_weight=not_negative,
+        giou_weight=not_negative,
+        alpha=fraction,
+        gamma=not_negative,
+    )
     def __init__(
         self, class_weight: float, l1_weight: float, giou_weight: float, alpha: float = 0.25, gamma: float = 2.0
     ):

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..checks import checked, count, some_of
+from ..errors import InvalidValue, UserError
 
 NORM_GROUPS = 32
 
@@ -20,6 +21,7 @@ class ChannelMapper(nn.Module):
         norm: whether to apply group norm after the convolutions.
     """
 
+    @checked(embed_dim=count, num_levels=count)
     def __init__(
         self,
         in_features: Sequence[str],
@@ -31,7 +33,14 @@ class ChannelMapper(nn.Module):
         super().__init__()
         if norm and embed_dim % NORM_GROUPS:
             raise UserError(f"embed_dim {embed_dim} must be a multiple of {NORM_GROUPS}, the groups of its GroupNorm")
+        if len(in_channels) != len(in_features):
+            raise InvalidValue(
+                "in_channels", list(in_channels), f"{len(in_features)} numbers, one for each of in_features"
+            )
+        if num_levels < len(in_features):
+            raise InvalidValue("num_levels", num_levels, f"at least {len(in_features)}, the number of in_features")
         self.in_features = list(in_features)
+        self.in_channels = list(in_channels)
         levels = [(c, dict(kernel_size=1)) for c in in_channels]
         for extra in range(num_levels - len(in_channels)):
             levels.append((in_channels[-1] if extra == 0 else embed_dim, dict(kernel_size=3, stride=2, padding=1)))
@@ -52,6 +61,15 @@ class ChannelMapper(nn.Module):
             extra = conv(extra)
             levels.append(extra)
         return levels
+
+    def check_inputs(self, shapes: dict[str, ShapeSpec]) -> None:
+        """Raise an `InvalidValue` unless the backbone has these features, with these numbers of channels."""
+        some_of_backbone = some_of(*shapes)
+        if not some_of_backbone.holds(self.in_features):
+            raise InvalidValue("in_features", self.in_features, f"{some_of_backbone.text}, the backbone's features")
+        expected = [shapes[name].channels for name in self.in_features]
+        if self.in_channels != expected:
+            raise InvalidValue("in_channels", self.in_channels, f"{expected}, the backbone's channels")
 
     def strides(self, shapes: dict[str, ShapeSpec]) -> list[int]:
         """Return the stride of every level in pixels, given the backbone's output shapes."""

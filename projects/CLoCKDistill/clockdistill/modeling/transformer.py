@@ -7,8 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..checks import checked, count
 from ..layers import MLP, MultiScaleDeformableAttention, inverse_sigmoid, sine_embed_boxes
 from .structures import Memory, Predictions, Queries
+
+# of the transformers' constructors
+DIMENSIONS = dict.fromkeys(
+    ("num_layers", "embed_dim", "num_heads", "num_levels", "num_points", "feedforward_dim"), count
+)
 
 
 class FeedForward(nn.Sequential):
@@ -35,6 +41,7 @@ class DeformableEncoderLayer(nn.Module):
 class DeformableEncoder(nn.Module):
     """Encoder in which each cell attends to a few sampled points on all levels."""
 
+    @checked(**DIMENSIONS)
     def __init__(
         self, num_layers: int, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int
     ):
@@ -216,6 +223,7 @@ class AnchorDecoder(nn.Module):
 class DeformableDecoder(AnchorDecoder):
     """Deformable attention around anchor boxes, which also give each layer's position encoding."""
 
+    @checked(**DIMENSIONS)
     def __init__(
         self, num_layers: int, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int
     ):

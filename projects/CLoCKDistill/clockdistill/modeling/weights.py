@@ -1,14 +1,19 @@
 """Load weights of our models, Detectron2's model zoo and other implementations, and report what did not match."""
 
 import argparse
+import codecs
+import collections
+import io
 import os
 import pickle
 import re
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -50,6 +55,35 @@ torch.serialization.add_safe_globals(
 )
 
 
+class PlainUnpickler(pickle.Unpickler):
+    """Reads arrays, tensors and plain values, and refuses everything else, which could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # NumPy 2 renamed numpy.core
+        key = f"{module.replace('numpy._core', 'numpy.core')}.{name}"
+        if key not in PICKLED:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        return PICKLED[key]
+
+
+def _load_storage(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+PICKLED = {
+    "collections.OrderedDict": collections.OrderedDict,
+    "_codecs.encode": codecs.encode,
+    "numpy.dtype": np.dtype,
+    "numpy.ndarray": np.ndarray,
+    "numpy.core.multiarray._reconstruct": np.array(0).__reduce__()[0],
+    "numpy.core.multiarray.scalar": np.float32(0).__reduce__()[0],
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    # torch's own version runs code
+    "torch.storage._load_from_bytes": _load_storage,
+}
+
+
 class LoadReport(NamedTuple):
     """The parameters and buffers that did not match when weights were loaded.
 
@@ -72,7 +106,7 @@ class LoadReport(NamedTuple):
 class WeightLoader(DetectionCheckpointer):
     """Detectron2's checkpointer, extended to the formats of other implementations and a report.
 
-    Loading a `.pth` file runs no code from it. Detectron2's `.pkl` files are pickles: only load those you trust.
+    Loading a file runs no code from it.
 
     Attributes:
         report: what did not match in the last `load`, or None.
@@ -100,6 +134,13 @@ class WeightLoader(DetectionCheckpointer):
             raise UserError(
                 f"checkpoint {path} cannot be downloaded ({error.reason}): give the path of a local file"
             ) from error
+        values = self.model.state_dict().items() if path else ()
+        broken = [name for name, value in values if value.is_floating_point() and not value.isfinite().all()]
+        if broken:
+            raise UserError(
+                f"checkpoint {path} has NaN or infinite values in {len(broken)} parameters or buffers, such as "
+                f"{broken[0]}: use a checkpoint from before the training diverged"
+            )
         if strict and self.report is not None and self.report.unset:
             unset = self.report.unset
             names = ", ".join(unset[:3]) + (", …" if len(unset) > 3 else "")
@@ -109,16 +150,40 @@ class WeightLoader(DetectionCheckpointer):
             )
         return extra
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pyth"):  # Detectron2 would unpickle it with older versions of torch
+            return {"model": self._torch_load(filename)}
+        if not filename.endswith(".pkl"):
+            return super()._load_file(filename)
+        try:
+            with PathManager.open(filename, "rb") as file:
+                data = PlainUnpickler(file, encoding="latin1").load()
+        except Exception as error:  # a damaged pickle raises almost anything
+            raise self._load_error(filename, error) from error
+        is_detectron2 = isinstance(data, dict) and "model" in data and "__author__" in data
+        # the rest is Caffe2's, as in Detectron2's checkpointer
+        weights = data["model"] if is_detectron2 else data.get("blobs", data) if isinstance(data, dict) else None
+        if not isinstance(weights, dict) or not all(isinstance(v, np.ndarray | Tensor) for v in weights.values()):
+            raise UserError(f"{filename} contains no model weights: use a file of Detectron2's model zoo")
+        if is_detectron2:
+            self.logger.info(f"Reading a file from '{data['__author__']}'")
+            return data
+        weights = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _load_error(self, filename: str, error: Exception) -> UserError:
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            return UserError(
+                f"{filename} is not safe to load, since it contains {refused[1]} and could run code: save only its "
+                'weights, with torch.save({"model": model.state_dict()}, PATH)'
+            )
+        return UserError(f"{filename} cannot be read as a checkpoint: use a file saved by torch.save")
+
     def _torch_load(self, f: str) -> dict[str, Any]:
         try:
             loaded = torch.load(f, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            if refused := re.search(r"GLOBAL (\S+)", str(error)):
-                raise UserError(
-                    f"{f} is not safe to load, since it contains {refused[1]} and could run code: save only its "
-                    'weights, with torch.save({"model": model.state_dict()}, PATH)'
-                ) from error
-            raise UserError(f"{f} cannot be read as a checkpoint: use a file saved by torch.save") from error
+            raise self._load_error(f, error) from error
         averaged = next((key for key in AVERAGED_WEIGHTS if isinstance(loaded, dict) and loaded.get(key)), None)
         if averaged is not None:
             self.logger.info(f"Loading the averaged weights in {f}, {averaged}.")
