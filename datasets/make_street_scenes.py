@@ -81,16 +81,24 @@ def parse_size(text):
     return width, height
 
 
+def count(text):
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return int(text)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "street_scenes"
     parser.add_argument("--root", type=Path, default=default_root, help="output folder (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=800, help="number of training images (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=200, help="number of validation images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=count, default=800, help="number of training images (default: %(default)s)")
+    parser.add_argument("--val", type=count, default=200, help="number of validation images (default: %(default)s)")
+    parser.add_argument("--seed", type=count, default=0)
     parser.add_argument("--size", type=parse_size, default=(320, 96), help="WIDTHxHEIGHT (default: 320x96)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes (default: one per core)")
+    parser.add_argument("--jobs", type=count, default=os.cpu_count(), help="processes (default: one per core)")
     args = parser.parse_args()
+    if args.train + args.val == 0 or args.jobs == 0:
+        parser.error("--train plus --val, and --jobs, must be at least 1")
     make(args.root, args.train, args.val, args.seed, args.size, args.jobs)
 
 

@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from clockdistill.data import KITTI_CLASSES
 from clockdistill.data.kitti import parse_lines, read_kitti
+from clockdistill.engine.arguments import natural
 from clockdistill.evaluation.kitti import KITTIEvaluator
 
 NAME = "kitti_benchmark"
@@ -125,9 +126,9 @@ def time_evaluation(records: list[dict], outputs: list[dict]) -> tuple[float, di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labels", type=int, default=7481, help="label files to read (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=3769, help="images to evaluate (default: %(default)s)")
-    parser.add_argument("--detections", type=int, default=300, help="detections per image (default: %(default)s)")
+    parser.add_argument("--labels", type=natural, default=7481, help="label files to read (default: %(default)s)")
+    parser.add_argument("--images", type=natural, default=3769, help="images to evaluate (default: %(default)s)")
+    parser.add_argument("--detections", type=natural, default=300, help="detections per image (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import families
 from clockdistill.engine import load_config
+from clockdistill.engine.arguments import natural
 from clockdistill.engine.train import build_distillation, build_optimizer
 from clockdistill.evaluation.cost import MEBI, blank_image, count_flops, count_parameters, environment, latency
 
@@ -144,9 +145,9 @@ def main() -> None:
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
     )
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="of PyTorch on the CPU (default: %(default)s)"
+        "--threads", type=natural, default=torch.get_num_threads(), help="of PyTorch on the CPU (default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="the median of these is shown (default: %(default)s)")
+    parser.add_argument("--rounds", type=natural, default=3, help="the median of these is shown (default: %(default)s)")
     parser.add_argument("--alone", action="store_true", help="measure the first model in this process and print JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -15,6 +15,7 @@ from detectron2.config import LazyConfig, instantiate
 from tabulate import tabulate
 from torch import Tensor
 
+from clockdistill.engine.arguments import natural
 from clockdistill.layers import attention, extension, ms_deform_attn
 from clockdistill.layers.ms_deform_attn import by_grid_sample
 
@@ -89,8 +90,8 @@ def benchmark(rounds: int) -> list[list]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="number of CPU threads (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="number of timed rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=natural, default=2, help="number of CPU threads (default: %(default)s)")
+    parser.add_argument("--rounds", type=natural, default=7, help="number of timed rounds (default: %(default)s)")
     args = parser.parse_args()
     if not extension.has_kernel("cpu"):
         parser.error(f"no compiled operator to benchmark; {extension.describe('cpu')}")

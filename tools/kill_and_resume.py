@@ -31,6 +31,7 @@ from tabulate import tabulate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
+from clockdistill.engine.arguments import natural
 from clockdistill.engine.metrics import TIMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,8 +183,8 @@ def differences(killed: Path, whole: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
-    parser.add_argument("--kills", type=int, default=100, help="for each number of processes (default: 100)")
+    parser.add_argument("--processes", type=natural, nargs="+", default=[1, 2], help="(default: 1 2)")
+    parser.add_argument("--kills", type=natural, default=100, help="for each number of processes (default: 100)")
     parser.add_argument("--seconds", type=float, default=8, help="longest time until a kill (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--keep", metavar="DIR", help="write the runs to this folder, and keep it")
@@ -209,6 +210,7 @@ def main() -> int:
         phases, found = run_with_kills(context, killed, whole, processes, args)
         status |= bool(found)
         counts = ", ".join(f"{count} {name}" for name, count in phases.most_common())
+        print(f"{processes} process(es): {'; '.join(found) or 'no differences'}")
         rows.append([processes, f"{seconds:.0f} s", args.kills, counts, "; ".join(found) or "none"])
     header = ["processes", "undisturbed", "kills", "moments", "differences"]
     print(tabulate(rows, header, tablefmt="pipe"))

@@ -41,6 +41,7 @@ from tqdm import tqdm
 import clockdistill.data  # noqa: F401  registers the data sets
 from clockdistill.distillation.memory import location_and_scale_weights
 from clockdistill.engine import ModelSpec, load_config, load_model, parse_model_specs, run
+from clockdistill.engine.arguments import natural, score
 from clockdistill.engine.observe import observe_object, split_levels
 from clockdistill.errors import UserError
 from clockdistill.evaluation.matching import evaluate_coco, match, worst_images
@@ -174,13 +175,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--image", action="append", default=[], metavar="NAME", help="draw this image; can be repeated")
-    images.add_argument("--worst", type=int, default=0, metavar="N", help="draw the N images with the lowest F1")
-    images.add_argument("--first", type=int, default=10, metavar="N", help="draw the first N images (default: 10)")
+    images.add_argument("--worst", type=natural, default=0, metavar="N", help="draw the N images with the lowest F1")
+    images.add_argument("--first", type=natural, default=10, metavar="N", help="draw the first N images (default: 10)")
     parser.add_argument("--precision-recall", action="store_true", help="plot precision-recall curves")
     parser.add_argument(
         "--object", type=int, metavar="N", help="number of the object in attention_NAME.png (default: the largest)"
     )
-    parser.add_argument("--threshold", type=float, default=0.3, help="minimum score to draw (default: 0.3)")
+    parser.add_argument("--threshold", type=score, default=0.3, help="minimum score to draw (default: 0.3)")
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="key=value", help="overrides of the config, such as the checkpoint"
     )

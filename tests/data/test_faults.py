@@ -16,6 +16,7 @@ from clockdistill.data import check, register_by_name
 from clockdistill.data.catalog import ReadingPolicy, reading
 from clockdistill.engine import run
 from clockdistill.errors import UserError
+from clockdistill.evaluation.results import as_file_name
 from helpers.models import CONFIGS
 
 SIZE = (64, 48)
@@ -208,7 +209,7 @@ def test_a_valid_data_set_needs_only_overrides_to_train(root, kind):
     assert run_train_net(CONFIGS / STREET, *options) == 0
     results = json.loads((root / "out/results.json").read_text())
     assert "AP" in results["bbox"]
-    assert (root / "out" / f"{name_of(root, kind)}_coco_format.json").exists() == (kind != "coco")
+    assert (root / "out" / f"{as_file_name(name_of(root, kind))}_coco_format.json").exists() == (kind != "coco")
     assert ("Car/easy/AP40" in results.get("kitti", {})) == (kind == "kitti")
 
 

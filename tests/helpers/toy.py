@@ -3,11 +3,13 @@
 import argparse
 import json
 import logging
+import time
 from pathlib import Path
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from torch import nn
 
 from clockdistill.distillation import DistillationHook
@@ -43,10 +45,21 @@ class ToyLoader:
         start: index of the first batch.
         broken_at: index of a batch that is NaN.
         length: batches, or None for no end.
+        broken_from: index from which on all batches are NaN, or -1.
+        seconds: that a batch takes.
     """
 
-    def __init__(self, seed: int, start: int = 0, broken_at: int = -1, length: int | None = None):
+    def __init__(
+        self,
+        seed: int,
+        start: int = 0,
+        broken_at: int = -1,
+        length: int | None = None,
+        broken_from: int = -1,
+        seconds: float = 0,
+    ):
         self.seed, self.start, self.broken_at, self.length = seed, start, broken_at, length
+        self.broken_from, self.seconds = broken_from, seconds
 
     def __len__(self):
         return self.length
@@ -54,9 +67,10 @@ class ToyLoader:
     def __iter__(self):
         index = self.start
         while self.length is None or index < self.length:
-            generator = torch.Generator().manual_seed(1000 * self.seed + index)
+            time.sleep(self.seconds)
+            generator = torch.Generator().manual_seed(1000 * self.seed + index + 100_000 * comm.get_rank())
             images = torch.randn(2, 3, 8, 8, generator=generator)
-            if index == self.broken_at:
+            if index == self.broken_at or 0 <= self.broken_from <= index:
                 images[0, 0, 0, 0] = float("nan")
             yield [{"image": image} for image in images]
             index += 1

@@ -1,12 +1,13 @@
 """Load LazyConfig files and build what they describe, with readable errors."""
 
 import os
+import re
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .errors import InvalidValue, UserError
 
@@ -53,11 +54,29 @@ def build(node: Any, key: str) -> Any:
     try:
         return instantiate(arguments | {"_target_": node["_target_"]})
     except InvalidValue as error:
-        raise error.at(key) from error
+        raise InvalidValue(origin(node, key, error.name), error.value, error.expected) from error
     except UserError:
         raise
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        reason = str(error).strip() or f"{type(error).__name__} in {node['_target_']}"
+        reason = " ".join(str(error).split()) or f"{type(error).__name__} in {node['_target_']}"
         raise UserError(f"{key} cannot be built: {reason}") from error
+
+
+def origin(node: Mapping, key: str, name: str) -> str:
+    """Return the dotted key that a parameter of a LazyCall has its value from: its own, or the one it refers to.
+
+    Args:
+        node: the LazyCall.
+        key: dotted key of the node.
+        name: of the parameter.
+    """
+    if OmegaConf.is_config(node) and name in node and OmegaConf.is_interpolation(node, name):
+        reference = re.fullmatch(r"\$\{(\.*)([\w.]+)\}", OmegaConf.to_container(node, resolve=False)[name])
+        if reference:
+            dots, path = reference.groups()
+            # one dot is the node itself, each further one a level up
+            parents = key.split(".")[: len(key.split(".")) - len(dots) + 1] if dots else []
+            return ".".join([*parents, path])
+    return f"{key}.{name}"

@@ -243,10 +243,14 @@ def save_atomically(data: Any, path: str) -> None:
             torch.save(data, file)
     except (OSError, RuntimeError) as error:
         needed, free = size_in_bytes(data), shutil.disk_usage(os.path.dirname(path) or ".").free
-        reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+        # torch's writer fails once more when it closes the file
+        cause = error
+        while cause.__context__ is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        reason = f": {cause.strerror}" if isinstance(cause, OSError) and cause.strerror else ""
         if free < needed:
             mib = 2**20
-            reason = f": it needs {needed / mib:.0f} MiB, and {free / mib:.0f} MiB are free"
+            reason = f": it needs {needed / mib:.1f} MiB, and {free / mib:.1f} MiB are free"
         raise UserError(
             f"cannot write {path}{reason}; free some space, or set train.output_dir to another disk"
         ) from error

@@ -32,7 +32,7 @@ def make_output_dir(path: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Create the output folder and keep it for this training; in the main process only.
+    """Create the output folder and keep it for this training. The other processes wait for the main one.
 
     The lock ends with the process, however that ends. Incomplete files of a killed process are removed.
 
@@ -40,6 +40,7 @@ def locked(path: str) -> Iterator[None]:
         UserError: another training uses the folder.
     """
     if not comm.is_main_process():
+        comm.synchronize()
         yield
         return
     make_output_dir(path)
@@ -61,6 +62,7 @@ def locked(path: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        for temporary in Path(path).glob("*.tmp"):
+        for temporary in Path(path).glob("*.pth.tmp"):
             temporary.unlink()
+        comm.synchronize()
         yield

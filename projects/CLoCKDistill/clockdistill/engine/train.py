@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import copy
 import logging
 import os
 import sys
@@ -81,6 +82,7 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
         stack: gets the lock of the output folder. Before that, nothing is written.
     """
     output_dir = cfg.train.output_dir
+    plain_cfg = copy.deepcopy(cfg)  # without the objects that are put into it
     model = build(cfg.model, "model").to(cfg.train.device)
     logger.info(f"Model:\n{model}")
     logger.info(f"Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
@@ -137,7 +139,7 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
         checkpointer.resume()
         # the trainer's state has the last finished iteration
         trainer.start_iter = trainer.iter + 1
-    open_output_dir(cfg)
+    open_output_dir(plain_cfg)
     if test_loader:
         # it writes the annotations to the output folder
         evaluator = build_evaluator(cfg)

@@ -1,7 +1,6 @@
 """KITTI's metric as a Detectron2 evaluator."""
 
 import logging
-import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..data.kitti import DONT_CARE
 from ..errors import UserError
 from .kitti_metric import DIFFICULTIES, MIN_OVERLAP, Detections, Labels, evaluate_kitti
+from .results import as_file_name
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,7 @@ class KITTIEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str, output_dir: str):
         self.dataset_name = dataset_name
-        # the name may contain a path
-        self.folder = Path(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name) + "_results")
+        self.folder = Path(output_dir, f"{as_file_name(dataset_name)}_results")
         records = DatasetCatalog.get(dataset_name)
         self.class_names = MetadataCatalog.get(dataset_name).get("thing_classes", [])
         self.classes = [name for name in MIN_OVERLAP if name in self.class_names]

@@ -2,10 +2,16 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+
+def as_file_name(text: str) -> str:
+    """Replace what could make a path of a name, as in `kitti:/data/mine:val`."""
+    return re.sub(r"[^\w.-]+", "_", text)
 
 
 def write_json(data: Any, path: str | Path) -> None:

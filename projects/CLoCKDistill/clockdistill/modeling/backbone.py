@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
-from ..checks import between, checked, count, one_of, some_of
+from ..checks import Rule, between, checked, count, one_of, some_of
 from ..errors import UserError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 @checked(
+    depth=Rule(lambda depth: depth in BLOCKS, "one of 18, 34, 50, 101"),
     norm=one_of("FrozenBN", "BN", "SyncBN", "GN"),
     freeze_at=between(0, 5),
     width=count,
@@ -34,8 +35,6 @@ def build_resnet(
         width: channels of the stem; 64 in the standard network, fewer in a narrow one.
         dilate_res5: replace the stride of the last stage by dilation ("DC5" in DETR, arXiv:2005.12872, Sec. 4).
     """
-    if depth not in BLOCKS:
-        raise UserError(f"unknown ResNet depth {depth}: choose one of {sorted(BLOCKS)}")
     bottleneck = depth >= 50
     if dilate_res5 and not bottleneck:
         raise UserError(f"ResNet-{depth} does not support dilation: set dilate_res5=False, or depth 50 or 101")

@@ -21,7 +21,7 @@ class ContrastiveDenoising(nn.Module):
             once to twice as much.
     """
 
-    @checked(num_queries=count, label_noise=fraction, box_noise=not_negative)
+    @checked(num_classes=count, embed_dim=count, num_queries=count, label_noise=fraction, box_noise=not_negative)
     def __init__(self, num_classes: int, embed_dim: int, num_queries: int, label_noise: float, box_noise: float):
         super().__init__()
         self.label_embedding = nn.Embedding(num_classes, embed_dim)

@@ -33,6 +33,8 @@ class ChannelMapper(nn.Module):
         super().__init__()
         if norm and embed_dim % NORM_GROUPS:
             raise UserError(f"embed_dim {embed_dim} must be a multiple of {NORM_GROUPS}, the groups of its GroupNorm")
+        if not in_features:
+            raise InvalidValue("in_features", [], "a list of the backbone's features")
         if len(in_channels) != len(in_features):
             raise InvalidValue(
                 "in_channels", list(in_channels), f"{len(in_features)} numbers, one for each of in_features"

@@ -163,7 +163,9 @@ class WeightLoader(DetectionCheckpointer):
         is_detectron2 = isinstance(data, dict) and "model" in data and "__author__" in data
         # the rest is Caffe2's, as in Detectron2's checkpointer
         weights = data["model"] if is_detectron2 else data.get("blobs", data) if isinstance(data, dict) else None
-        if not isinstance(weights, dict) or not all(isinstance(v, np.ndarray | Tensor) for v in weights.values()):
+        if not (weights and isinstance(weights, dict)) or not all(
+            isinstance(v, np.ndarray | Tensor) for v in weights.values()
+        ):
             raise UserError(f"{filename} contains no model weights: use a file of Detectron2's model zoo")
         if is_detectron2:
             self.logger.info(f"Reading a file from '{data['__author__']}'")

@@ -3,9 +3,10 @@
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluators
 
 from clockdistill.data import DetectionMapper, build_train_loader
+from clockdistill.evaluation.coco import COCOEvaluator
 from clockdistill.evaluation.kitti import KITTIEvaluator
 
 
@@ -37,8 +38,6 @@ coco_evaluator = L(COCOEvaluator)(
     dataset_name="${dataloader.test.dataset.names}",
     tasks=["bbox"],
     output_dir="${train.output_dir}",
-    # an annotation file cached in this folder by an earlier run may be out of date
-    allow_cached_coco=False,
 )
 
 coco_and_kitti_evaluator = L(DatasetEvaluators)(
