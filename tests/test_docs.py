@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from torch.distributed.run import get_args_parser
 
 import clockdistill.data  # noqa: F401  registers the data sets
 import families
@@ -104,7 +105,15 @@ def check_command(words, folder, outputs):
     if program == "export":
         assert all(re.fullmatch("[A-Z0-9_]+=.+", word) for word in arguments)
     elif program == "source":
-        assert arguments == [".venv/bin/activate"]
+        assert arguments[0].endswith(".venv/bin/activate")
+    elif program == "grep":
+        check_path(arguments[-1], outputs)
+    elif program == "srun":
+        return check_command(arguments, folder, outputs)
+    elif program == "torchrun":
+        sizes = {"$SLURM_NNODES": "2"}
+        parsed = get_args_parser().parse_args([sizes.get(word, word) for word in arguments])
+        return check_command(["python", parsed.training_script, *parsed.training_script_args], folder, outputs)
     elif program == "make":
         makefile = (folder / "Makefile").read_text(encoding="utf-8")
         for word in arguments:
