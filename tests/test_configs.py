@@ -11,7 +11,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 
-import clockdistill.data  # noqa: F401  registers the data sets
+import clockdistill.data  # noqa: F401  registers the datasets
 import families
 from clockdistill.distillation.teacher import pair_levels
 from clockdistill.engine import load_config

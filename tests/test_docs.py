@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 from torch.distributed.run import get_args_parser
 
-import clockdistill.data  # noqa: F401  registers the data sets
+import clockdistill.data  # noqa: F401  registers the datasets
 import families
 from clockdistill import modeling
 from clockdistill.engine import load_config

@@ -29,7 +29,7 @@ def detector():
 
 @pytest.fixture
 def start(detector, tmp_path, monkeypatch):
-    """Run predict.py in an empty folder and return its exit status; its data set is not registered."""
+    """Run predict.py in an empty folder and return its exit status; its dataset is not registered."""
     monkeypatch.chdir(tmp_path)
     cfg = LazyConfig.load(str(CONFIGS / "dino/dino_r18_tiny_street.py"))
     cfg.model = tiny_config("dino", num_classes=5)
@@ -170,11 +170,11 @@ def test_images_are_decoded_once_and_unreadable_ones_reported_at_the_end(start, 
         (["a.png", "b/a.jpg"], [], "a.png and b/a.jpg would be written to the same file"),
         (["out/a.png"], [], "out/a.png is in the output folder and could be overwritten"),
         (["a.png"], ["train.init_checkpoint=nowhere.pth"], "checkpoint nowhere.pth does not exist"),
-        (["a.png"], ["train.init_checkpoint=bare.pth"], "no class names, and data set unregistered is not in"),
+        (["a.png"], ["train.init_checkpoint=bare.pth"], "no class names, and dataset unregistered is not in"),
         (
             ["a.png"],
             ["train.init_checkpoint=bare.pth", "dataloader.test.dataset.names=kitti_val"],
-            "the model has 5 classes, but the data set kitti_val names 8",
+            "the model has 5 classes, but the dataset kitti_val names 8",
         ),
         (["a.png"], ["train.init_checkpoint=two.pth"], "the model has 5 classes, but the checkpoint names 2"),
     ],

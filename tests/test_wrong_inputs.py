@@ -103,7 +103,7 @@ OVERRIDES = {
     "list for a number": (["train.max_iter=[1,2]"], r"train\.max_iter cannot be \[1, 2\]: it must be an integer"),
     "number for a group": (["model.encoder=3"], "model.encoder cannot be 3: it must be a group"),
     "unknown dataset": (["dataloader.test.dataset.names=streets"], "streets is not in Detectron2's catalog"),
-    "no dataset there": (["dataloader.test.dataset.names=kitti:/no:val"], "no KITTI data set at /no|no KITTI dataset"),
+    "no dataset there": (["dataloader.test.dataset.names=kitti:/no:val"], "no KITTI dataset at /no"),
     "malformed dataset": (["dataloader.train.dataset.names=coco:"], "write coco:ANNOTATIONS.json"),
     "no classes": (["dataloader.train.dataset.names=kitti:ROOT:train:+"], "invalid classes"),
     "nothing to load": (["train.init_checkpoint=nowhere.pth"], r"checkpoint nowhere\.pth does not exist"),
@@ -204,9 +204,9 @@ PROGRAMS = [
     (make_street_scenes, "--root NEW --size 3x3", "expected WIDTHxHEIGHT of at least 32x32"),
     (make_street_scenes, "--root NEW --size large", "expected WIDTHxHEIGHT"),
     (make_street_scenes, "--root ROOT --train 1 --val 1", "already exists with other contents"),
-    (check, "streets --output NEW/chart.png", "unknown data ?set streets"),
+    (check, "streets --output NEW/chart.png", "unknown dataset streets"),
     (check, "coco:nowhere.json --output NEW/chart.png", r"nowhere\.json does not exist"),
-    (check, "kitti:/no:train --output NEW/chart.png", "no KITTI data ?set at /no"),
+    (check, "kitti:/no:train --output NEW/chart.png", "no KITTI dataset at /no"),
 ]
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time the reading of a KITTI data set, and KITTI's metric, with random boxes on one core.
+"""Time the reading of a KITTI dataset, and KITTI's metric, with random boxes on one core.
 
 By default there are as many labels as in the training set, and as many evaluated images as in the usual validation
 split. Images have KITTI's size but a single color, since only their headers and ends are read before training.
@@ -91,7 +91,7 @@ def write_kitti(root: Path, records: list[dict]) -> None:
 
 def time_reading(records: list[dict]) -> dict[str, float]:
     """Return the seconds for each kind of reading, the best of three runs."""
-    seconds = {"labels": [], "labels, cached": [], "data set, before training": []}
+    seconds = {"labels": [], "labels, cached": [], "dataset, before training": []}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_kitti(root, records)
@@ -105,7 +105,7 @@ def time_reading(records: list[dict]) -> dict[str, float]:
             parse_lines.cache_clear()
             start = time.perf_counter()
             loaded, faults = read_kitti(root, "train", KITTI_CLASSES)
-            seconds["data set, before training"].append(time.perf_counter() - start)
+            seconds["dataset, before training"].append(time.perf_counter() - start)
             if faults or len(loaded) != len(records):
                 raise RuntimeError(f"{len(loaded)} of {len(records)} images, {len(faults)} faults: {faults[:3]}")
     return {name: min(values) for name, values in seconds.items()}

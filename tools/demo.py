@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
 
-import clockdistill.data  # noqa: F401  registers the data sets
+import clockdistill.data  # noqa: F401  registers the datasets
 import families
 from clockdistill.engine import load_config, load_model
 from clockdistill.errors import UserError

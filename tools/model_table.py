@@ -21,12 +21,12 @@ from clockdistill.engine import load_config
 from clockdistill.errors import UserError
 from clockdistill.evaluation.cost import blank_image, count_flops, count_parameters
 
-# height and width of a data set's images; those of COCO vary, and this size becomes the largest, 800x1333
+# height and width of a dataset's images; those of COCO vary, and this size becomes the largest, 800x1333
 IMAGES = {"kitti_val": (375, 1242), "coco_2017_val": (480, 800), "street_val": (96, 320)}
 
 
 def image_size(dataloader: DictConfig) -> tuple[int, int] | None:
-    """Get height and width of the model's input for an image of the test set; None for other data sets."""
+    """Get height and width of the model's input for an image of the test set; None for other datasets."""
     name = dataloader.test.dataset.names
     if name not in IMAGES:
         return None

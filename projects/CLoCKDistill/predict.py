@@ -11,7 +11,7 @@ enlarged). predictions.jsonl has one line per image or frame, written as soon as
 complete up to the last frame.
 
 Class names and the test-time image size are read from the checkpoint, which takes precedence over the config. If it has
-none, because another codebase saved it, they are taken from the config's test data set.
+none, because another codebase saved it, they are taken from the config's test dataset.
 
 Examples:
     predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --input holiday.jpg photos/ --output predictions \\
@@ -124,9 +124,9 @@ def collect_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def get_class_names(cfg: DictConfig, metadata: dict) -> list[str]:
-    """Class names from a checkpoint's metadata, else of the config's test data set.
+    """Class names from a checkpoint's metadata, else of the config's test dataset.
 
-    The data set is only loaded if its class names are not in Detectron2's catalog yet.
+    The dataset is only loaded if its class names are not in Detectron2's catalog yet.
     """
     source, class_names = "checkpoint", metadata.get("class_names")
     if class_names is None:
@@ -134,16 +134,16 @@ def get_class_names(cfg: DictConfig, metadata: dict) -> list[str]:
         name = names if names is None or isinstance(names, str) else names[0]
         if name not in DatasetCatalog.list():
             raise UserError(
-                f"the checkpoint has no class names, and data set {name} is not in Detectron2's catalog: set "
-                "dataloader.test.dataset.names to the data set that the model was trained on"
+                f"the checkpoint has no class names, and dataset {name} is not in Detectron2's catalog: set "
+                "dataloader.test.dataset.names to the dataset that the model was trained on"
             )
         if not MetadataCatalog.get(name).get("thing_classes"):
             DatasetCatalog.get(name)
-        source, class_names = f"data set {name}", MetadataCatalog.get(name).thing_classes
+        source, class_names = f"dataset {name}", MetadataCatalog.get(name).thing_classes
     if len(class_names) != cfg.model.num_classes:
         raise UserError(
             f"the model has {cfg.model.num_classes} classes, but the {source} names {len(class_names)}: use a config "
-            "and a checkpoint for the same data set"
+            "and a checkpoint for the same dataset"
         )
     return list(class_names)
 

@@ -15,7 +15,7 @@ import sys
 
 from detectron2.engine import default_argument_parser
 
-import clockdistill.data  # noqa: F401  its import registers the data sets
+import clockdistill.data  # noqa: F401  its import registers the datasets
 from clockdistill.engine import compare, do_train, eval_only, load_config, run, setup
 from clockdistill.errors import UserError
 

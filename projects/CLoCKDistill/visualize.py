@@ -38,7 +38,7 @@ from torch import nn
 from torchvision.ops import box_convert
 from tqdm import tqdm
 
-import clockdistill.data  # noqa: F401  registers the data sets
+import clockdistill.data  # noqa: F401  registers the datasets
 from clockdistill.distillation.memory import location_and_scale_weights
 from clockdistill.engine import ModelSpec, load_config, load_model, parse_model_specs, run
 from clockdistill.engine.arguments import natural, score
@@ -89,8 +89,8 @@ def main(args: argparse.Namespace) -> None:
         num_classes = models[spec.name].detector.num_classes
         if num_classes != len(class_names):
             raise UserError(
-                f"the model of {spec.config_file} has {num_classes} classes, but the data set has {len(class_names)}: "
-                "use models of this data set"
+                f"the model of {spec.config_file} has {num_classes} classes, but the dataset has {len(class_names)}: "
+                "use models of this dataset"
             )
     chosen = select_images(records, args.image)
     output = Path(args.output)

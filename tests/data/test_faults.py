@@ -40,7 +40,7 @@ def loggers():
 
 @pytest.fixture
 def root(tmp_path):
-    """A valid data set, in both KITTI's and COCO's format."""
+    """A valid dataset, in both KITTI's and COCO's format."""
     images, labels = tmp_path / "training/image_2", tmp_path / "training/label_2"
     for folder in (images, labels, tmp_path / "ImageSets"):
         folder.mkdir(parents=True)
@@ -128,7 +128,7 @@ KITTI_FAULTS = {
         r"train\.txt:4: duplicate frame 000000",
     ),
     "empty split": (write("ImageSets/train.txt", b"\n"), "the train split of .* has no frames"),
-    "no images at all": (delete("training/image_2/*"), "no KITTI data set at .*image_2 has no images"),
+    "no images at all": (delete("training/image_2/*"), "no KITTI dataset at .*image_2 has no images"),
     "no labels at all": (delete("training/label_2/*"), "label_2 has no labels"),
 }
 COCO_FAULTS = {
@@ -300,12 +300,12 @@ def test_the_picture_is_written_to_output(root, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("streets", "unknown data set streets"),
-        ("coco:", "invalid data set name coco:; write coco:ANNOTATIONS.json"),
-        ("coco:a.json:b:c", "invalid data set name coco:a.json:b:c"),
-        ("kitti:/data/mine", "invalid data set name kitti:/data/mine; write kitti:FOLDER:SPLIT"),
+        ("streets", "unknown dataset streets"),
+        ("coco:", "invalid dataset name coco:; write coco:ANNOTATIONS.json"),
+        ("coco:a.json:b:c", "invalid dataset name coco:a.json:b:c"),
+        ("kitti:/data/mine", "invalid dataset name kitti:/data/mine; write kitti:FOLDER:SPLIT"),
         ("kitti:/data/mine:train:Car+:Van", r"invalid classes Car\+:Van"),
-        ("kitti:/data/mine:train", "no KITTI data set at /data/mine: .*name the folder"),
+        ("kitti:/data/mine:train", "no KITTI dataset at /data/mine: .*name the folder"),
     ],
 )
 def test_an_invalid_name(monkeypatch, capsys, name, message):
@@ -331,13 +331,13 @@ CONFIG_FAULTS = {
         ["model.num_classes=3"],
         "has 5 classes and the model 3: set model.num_c",
     ),
-    "unknown data set": (
+    "unknown dataset": (
         STREET,
         ["dataloader.train.dataset.names=streets"],
         "streets is not in Detectron2's catalog: register it, or set dataloader.train.dataset.names",
     ),
-    "data set without a path": (STREET, ["dataloader.train.dataset.names=coco:"], "invalid data set name coco:;"),
-    "data that is not there": (STREET, ["dataloader.test.dataset.names=kitti:/no:val"], "no KITTI data set at /no"),
+    "dataset without a path": (STREET, ["dataloader.train.dataset.names=coco:"], "invalid dataset name coco:;"),
+    "data that is not there": (STREET, ["dataloader.test.dataset.names=kitti:/no:val"], "no KITTI dataset at /no"),
     "mixed precision of no type": (
         STREET,
         ["train.amp.enabled=True", "train.amp.dtype=half"],

@@ -7,7 +7,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-import clockdistill.data  # noqa: F401  registers the data sets
+import clockdistill.data  # noqa: F401  registers the datasets
 from clockdistill.data import DetectionMapper, read_kitti, register_by_name
 from clockdistill.errors import UserError
 from helpers.models import CONFIGS
@@ -27,7 +27,7 @@ def load(*args):
 
 
 def make_kitti(root, labels, size=(1224, 370)):
-    """Write a KITTI data set with one frame per label file's text."""
+    """Write a KITTI dataset with one frame per label file's text."""
     for folder in ("image_2", "label_2"):
         (root / "training" / folder).mkdir(parents=True)
     for number, text in enumerate(labels):
@@ -129,7 +129,7 @@ def test_the_mapper_names_an_image_with_broken_pixels(tmp_path):
 )
 def test_a_missing_data_set(tmp_path, monkeypatch, name, hint):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with pytest.raises(UserError, match=rf"no KITTI data set at {tmp_path}.*{hint}"):
+    with pytest.raises(UserError, match=rf"no KITTI dataset at {tmp_path}.*{hint}"):
         DatasetCatalog.get(name)
 
 

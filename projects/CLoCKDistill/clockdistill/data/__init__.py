@@ -1,4 +1,4 @@
-"""Data sets for Detectron2; importing this package registers the built-in ones."""
+"""Datasets for Detectron2; importing this package registers the built-in ones."""
 
 from .builtin import register_all, register_by_name
 from .coco import register_coco

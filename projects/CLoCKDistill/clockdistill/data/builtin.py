@@ -1,4 +1,4 @@
-"""Register the data sets that the configs use, and those named by their path."""
+"""Register the datasets that the configs use, and those named by their path."""
 
 import os
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ USAGE = {
 
 
 def register_all() -> None:
-    """Register the built-in data sets, which are in `$DETECTRON2_DATASETS` (default: `datasets`)."""
+    """Register the built-in datasets, which are in `$DETECTRON2_DATASETS` (default: `datasets`)."""
     street_hint = "set DETECTRON2_DATASETS to the parent of street_scenes, or run python datasets/make_street_scenes.py"
     for split in ("train", "val"):
         register_kitti(f"kitti_{split}", "kitti", split)
@@ -27,7 +27,7 @@ def register_all() -> None:
 
 
 def register_by_name(names: str | Iterable[str]) -> None:
-    """Register each data set named by its path; skip all other names.
+    """Register each dataset named by its path; skip all other names.
 
     `coco:ANNOTATIONS.json[:IMAGE_FOLDER]`: the images are by default in `images` next to the file if that folder
     exists, and next to the file otherwise.
@@ -41,7 +41,7 @@ def register_by_name(names: str | Iterable[str]) -> None:
         if scheme not in USAGE or not parts or name in DatasetCatalog.list():
             continue
         if not all(parts) or len(parts) not in ((1, 2) if scheme == "coco" else (2, 3)):
-            raise UserError(f"invalid data set name {name}; write {USAGE[scheme]}")
+            raise UserError(f"invalid dataset name {name}; write {USAGE[scheme]}")
         if scheme == "coco":
             parent = Path(parts[0]).parent
             images = parent / "images" if (parent / "images").is_dir() else parent

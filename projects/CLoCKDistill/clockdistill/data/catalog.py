@@ -29,7 +29,7 @@ EXIF_KEYS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 # pixels by which a box may exceed its image, due to rounding
 MARGIN = 1.0
 
-# share of a data set's images that may be left out because they cannot be read
+# share of a dataset's images that may be left out because they cannot be read
 MAX_BAD_IMAGES = 0.01
 
 
@@ -44,7 +44,7 @@ class Repair(Enum):
 
 
 class Fault(NamedTuple):
-    """Something wrong with a data set.
+    """Something wrong with a dataset.
 
     Attributes:
         message: place, fault and how to fix it.
@@ -58,7 +58,7 @@ class Fault(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A data set as it was read: Detectron2's dicts of the valid images, repaired, and all faults."""
+    """A dataset as it was read: Detectron2's dicts of the valid images, repaired, and all faults."""
 
     records: list[dict]
     faults: list[Fault]
@@ -71,7 +71,7 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadingPolicy:
-    """What happens to data sets with faults.
+    """What happens to datasets with faults.
 
     Attributes:
         strict: refuse faults that could be repaired.
@@ -87,13 +87,13 @@ _policy = contextvars.ContextVar("reading policy", default=DEFAULT_POLICY)
 
 
 def reading_policy() -> ReadingPolicy:
-    """Return the policy by which data sets of the catalog are read now."""
+    """Return the policy by which datasets of the catalog are read now."""
     return _policy.get()
 
 
 @contextlib.contextmanager
 def reading(policy: ReadingPolicy) -> Iterator[None]:
-    """Read data sets of the catalog by a policy."""
+    """Read datasets of the catalog by a policy."""
     token = _policy.set(policy)
     try:
         yield
@@ -101,12 +101,12 @@ def reading(policy: ReadingPolicy) -> Iterator[None]:
         _policy.reset(token)
 
 
-# Reads a data set, given whether to decode every image.
+# Reads a dataset, given whether to decode every image.
 Reader = Callable[[bool], Reading]
 
 
 def register(name: str, read: Reader, **metadata) -> None:
-    """Add a data set to the catalogs, or replace the one of the same name.
+    """Add a dataset to the catalogs, or replace the one of the same name.
 
     Loading it logs the repairs, and raises a `UserError` if there are faults that the policy does not allow.
     """
@@ -123,7 +123,7 @@ def register(name: str, read: Reader, **metadata) -> None:
 
 
 def accept(name: str, data: Reading) -> list[dict]:
-    """Return the records of a data set, or raise a `UserError` if the policy does not allow its faults."""
+    """Return the records of a dataset, or raise a `UserError` if the policy does not allow its faults."""
     policy = reading_policy()
     bad_images = [fault for fault in data.faults if fault.bad_image]
     if policy.skip_bad_images and bad_images:

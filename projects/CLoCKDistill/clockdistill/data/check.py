@@ -1,4 +1,4 @@
-"""Check whole data sets, list every fault, and count what they contain.
+"""Check whole datasets, list every fault, and count what they contain.
 
     python -m clockdistill.data.check kitti_train kitti_val
     python -m clockdistill.data.check coco:/data/mine/train.json
@@ -31,14 +31,14 @@ BAR_WIDTH = 0.27  # with classes at distance 1
 
 
 def check(name: str) -> tuple[Reading, list[str]]:
-    """Return a data set, with all its images decoded, and its class names.
+    """Return a dataset, with all its images decoded, and its class names.
 
     Raises:
-        UserError: the data set does not exist or cannot be read at all.
+        UserError: the dataset does not exist or cannot be read at all.
     """
     register_by_name(name)
     if name not in DatasetCatalog.list():
-        raise UserError(f"unknown data set {name}; write, for example, kitti_train or coco:ANNOTATIONS.json")
+        raise UserError(f"unknown dataset {name}; write, for example, kitti_train or coco:ANNOTATIONS.json")
     metadata = MetadataCatalog.get(name)
     read: Reader | None = metadata.get("read", None)
     if read is not None:
@@ -77,7 +77,7 @@ def statistics(records: list[dict], class_names: list[str]) -> dict[str, dict[st
 
 
 def plot(tables: dict[str, dict[str, dict[str, int]]], path: str) -> None:
-    """Plot the boxes of each class by size and, if known, by difficulty, with one row per data set."""
+    """Plot the boxes of each class by size and, if known, by difficulty, with one row per dataset."""
     figure = Figure((12, 3 * len(tables)), layout="constrained")
     axes = figure.subplots(len(tables), 2, squeeze=False)
     for row, (name, table) in zip(axes, tables.items(), strict=True):
@@ -101,7 +101,7 @@ def plot(tables: dict[str, dict[str, dict[str, int]]], path: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", metavar="NAME", help="data set, as in dataloader.train.dataset.names")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="dataset, as in dataloader.train.dataset.names")
     parser.add_argument(
         "--output", default="output/data_check.png", metavar="PNG", help="bar charts to write (default: %(default)s)"
     )

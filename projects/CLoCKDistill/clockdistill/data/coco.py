@@ -1,4 +1,4 @@
-"""Data sets in COCO's JSON format (https://cocodataset.org/#format-data)."""
+"""Datasets in COCO's JSON format (https://cocodataset.org/#format-data)."""
 
 import json
 import math
@@ -17,7 +17,7 @@ ANNOTATION_FIELDS = dict(id=(int, str), image_id=(int, str), category_id=(int,),
 
 
 def register_coco(name: str, json_file: str, image_root: str) -> None:
-    """Add a data set in COCO's format to the catalogs, as Detectron2's `register_coco_instances` does.
+    """Add a dataset in COCO's format to the catalogs, as Detectron2's `register_coco_instances` does.
 
     Categories become labels from 0 in the order of their ids. As in Detectron2, they are known once it is loaded.
     """
@@ -31,7 +31,7 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
 
 
 def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[Reading, dict]:
-    """Return the data set, repaired, and Detectron2's metadata.
+    """Return the dataset, repaired, and Detectron2's metadata.
 
     Boxes are absolute (left, top, width, height), as in the file. Segmentations and keypoints are left out.
 

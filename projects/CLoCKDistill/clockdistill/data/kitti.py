@@ -144,11 +144,11 @@ def read_kitti(root: Path, split: str, classes: Classes, hint: str = "check the 
         root: folder that contains `training` and, optionally, `ImageSets`.
         split: name of a file in `ImageSets`; without that file, "train" or "val" of a fixed 80:20 split.
         classes: names in the order of their labels, or a mapping of KITTI's types to names.
-        hint: how to fix a missing data set, for the error message.
+        hint: how to fix a missing dataset, for the error message.
         decode: decode every image rather than check only its header and end.
 
     Raises:
-        UserError: there is no data set, no label or no such split.
+        UserError: there is no dataset, no label or no such split.
     """
     images = find_images(root, hint)
     folder = root / "training" / "label_2"
@@ -191,7 +191,7 @@ def find_images(root: Path, hint: str) -> dict[str, Path]:
     names = map(Path, list_folder(folder))
     images = {name.stem: folder / name for name in names if name.suffix.lower() in IMAGE_SUFFIXES}
     if not images:
-        raise UserError(f"no KITTI data set at {root}: {folder} has no images; {hint}")
+        raise UserError(f"no KITTI dataset at {root}: {folder} has no images; {hint}")
     return images
 
 
@@ -273,13 +273,13 @@ def make_annotations(lines: Sequence[Line], mapping: Mapping[str, str], names: S
 def register_kitti(
     name: str, folder: str, split: str, classes: Classes = KITTI_CLASSES, hint: str | None = None
 ) -> None:
-    """Add a split to the catalogs, or replace the data set of the same name.
+    """Add a split to the catalogs, or replace the dataset of the same name.
 
     Args:
         name: name in the catalogs.
-        folder: root of the data set; a relative path starts at `$DETECTRON2_DATASETS` as it is set on loading.
+        folder: root of the dataset; a relative path starts at `$DETECTRON2_DATASETS` as it is set on loading.
         split, classes: see `read_kitti`.
-        hint: how to fix a missing data set, for the error message.
+        hint: how to fix a missing dataset, for the error message.
     """
     hint = hint or f"set DETECTRON2_DATASETS to the folder that contains {folder}/training"
 

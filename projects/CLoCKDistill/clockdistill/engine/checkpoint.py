@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def inference_metadata(cfg: DictConfig) -> dict[str, Any]:
-    """What inference needs besides the model, so that it works without the data set.
+    """What inference needs besides the model, so that it works without the dataset.
 
     Args:
-        cfg: a training config, after its training data set was loaded.
+        cfg: a training config, after its training dataset was loaded.
 
     Returns:
         Plain values:

@@ -40,7 +40,7 @@ RULES = {
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Load a training config, apply overrides and register data sets given by path (`coco:…`, `kitti:…`).
+    """Load a training config, apply overrides and register datasets given by path (`coco:…`, `kitti:…`).
 
     Args:
         path: path of a LazyConfig file, `.py` or `.yaml`.

@@ -1,6 +1,7 @@
 """The processes of a run: one, several started here, or one of those that torchrun started."""
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import multiprocessing
@@ -13,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 from urllib.parse import urlparse
 
@@ -209,14 +210,16 @@ class Launcher:
 
     def __init__(self, main: Main, args: argparse.Namespace, world: World):
         context = multiprocessing.get_context("spawn")
-        self.reports = context.SimpleQueue()
-        self.processes = [
-            context.Process(
-                target=work, args=(main, args, world, rank, self.reports), name=f"rank {world.first_rank + rank}"
-            )
-            for rank in range(world.local_size)
-        ]
+        self.processes: list[multiprocessing.Process] = []
+        self.readers: dict[Connection, multiprocessing.Process] = {}
+        self.reports: list[tuple] = []  # of failed processes, see `work`
         self.received = 0
+        for local_rank in range(world.local_size):
+            reader, writer = context.Pipe(duplex=False)
+            arguments = main, args, world, local_rank, writer
+            process = context.Process(target=work, args=arguments, name=f"rank {world.first_rank + local_rank}")
+            self.processes.append(process)
+            self.readers[reader] = process
 
     def run(self) -> int:
         """Return the exit status."""
@@ -233,10 +236,10 @@ class Launcher:
                 signal.signal(number, handler)
         if self.received:
             return 128 + self.received
-        if not failed:
-            return 0
-        print(f"error: {self.explain(failed)}", file=sys.stderr)
-        return 1
+        if failed or self.reports:
+            print(f"error: {self.explain(failed)}", file=sys.stderr)
+            return 1
+        return max(process.exitcode for process in self.processes)
 
     def forward(self, number: int, frame: object) -> None:
         """Let the processes stop after a signal; a second Ctrl-C kills them."""
@@ -254,11 +257,21 @@ class Launcher:
         deadline = None
         while alive := [process for process in self.processes if process.exitcode is None]:
             timeout = None if deadline is None else max(0, deadline - time.monotonic())
-            if not wait([process.sentinel for process in alive], timeout):
+            ready = wait([*(process.sentinel for process in alive), *self.readers], timeout)
+            if not ready:
                 break
-            if deadline is None and any(process.exitcode for process in self.processes):
+            for reader in self.readers.keys() & set(ready):
+                with contextlib.suppress(EOFError):
+                    self.reports.append(reader.recv())
+                del self.readers[reader]
+            if deadline is None and (self.reports or self.failed()):
                 deadline = time.monotonic() + GRACE_SECONDS
-        return [process for process in self.processes if process.exitcode]
+        return self.failed()
+
+    def failed(self) -> list[multiprocessing.Process]:
+        """Return the processes that have ended neither normally nor after a signal to stop."""
+        statuses = (None, 0, *(128 + number for number in STOP_SIGNALS))
+        return [process for process in self.processes if process.exitcode not in statuses]
 
     def explain(self, failed: list[multiprocessing.Process]) -> str:
         """Say why the first process failed; the others may have failed because it did."""
@@ -267,17 +280,16 @@ class Launcher:
                 name = signal.Signals(-process.exitcode).name
                 hint = " (the machine may be out of memory)" if name == "SIGKILL" else ""
                 return f"{process.name} was ended by {name}{hint}: continue with --resume"
-        reports = []
-        while not self.reports.empty():
-            reports.append(self.reports.get())
         # processes that lost the connection to a failed one come last
-        return min(reports)[-1] if reports else f"{failed[0].name} exited with status {failed[0].exitcode}"
+        return min(self.reports)[-1] if self.reports else f"{failed[0].name} exited with status {failed[0].exitcode}"
 
 
-def work(
-    main: Main, args: argparse.Namespace, world: World, local_rank: int, reports: multiprocessing.SimpleQueue
-) -> None:
-    """Run an entry point in one of the launcher's processes."""
+def work(main: Main, args: argparse.Namespace, world: World, local_rank: int, writer: Connection) -> None:
+    """Run an entry point in one of the launcher's processes.
+
+    Args:
+        writer: gets (whether a connection to another process was lost, time, message) after an error.
+    """
     # end with the launcher, even if that is killed
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -290,7 +302,7 @@ def work(
         sentence = error_sentence(error)
         rank = world.first_rank + local_rank
         lost = LOST_CONNECTION.search(str(error)) is not None
-        reports.put((lost, time.time(), sentence or f"rank {rank} failed:\n\n{traceback.format_exc()}"))
+        writer.send((lost, time.time(), sentence or f"rank {rank} failed:\n\n{traceback.format_exc()}"))
         sys.exit(1)
 
 

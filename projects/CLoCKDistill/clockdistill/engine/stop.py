@@ -17,12 +17,17 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class Stopped(BaseException):
     """Raised between two steps after a signal.
 
+    Args:
+        number: of the signal.
+        together: whether all processes stop after the same step.
+
     Attributes:
-        signal: the signal's number.
+        signal: the signal.
         status: the exit status by which shells report it: 143 for SIGTERM, 130 for SIGINT, 138 for SIGUSR1.
     """
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, together: bool = False):
+        self.together = together
         self.signal = signal.Signals(number)
         self.status = 128 + number
         super().__init__(self.signal.name)
@@ -83,4 +88,4 @@ class StopHook(HookBase):
             torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
             received = int(numbers)
         if received:
-            raise Stopped(received)
+            raise Stopped(received, together=True)

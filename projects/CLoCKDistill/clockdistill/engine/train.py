@@ -59,16 +59,14 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
             trainer = build_trainer(args.resume, cfg, stop, stack)
             trainer.train(trainer.start_iter, cfg.train.max_iter)
         except Stopped as stopped:
-            if comm.is_main_process():
-                save_and_report(trainer, stopped)
+            save_and_report(trainer, stopped)
             raise
         except Exception:
             # a data worker may have been told to stop too, or another process may have stopped already
             if not stop.received:
                 raise
             stopped = Stopped(stop.received)
-            if comm.is_main_process():
-                save_and_report(trainer, stopped)
+            save_and_report(trainer, stopped)
             raise stopped from None
 
 
@@ -127,15 +125,19 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
             stop,
         ]
     )
-    if checkpointer.has_checkpoint() and not resume:
-        raise UserError(
-            f"train.output_dir {output_dir} has the checkpoint of an earlier training: add --resume to continue it, or "
-            "set another folder"
-        )
-    if not checkpointer.has_checkpoint():
+
+    def has_checkpoint() -> bool:
+        if checkpointer.has_checkpoint() and not resume:
+            raise UserError(
+                f"train.output_dir {output_dir} has the checkpoint of an earlier training: add --resume to continue "
+                "it, or set another folder"
+            )
+        return checkpointer.has_checkpoint()
+
+    if not has_checkpoint():
         checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
     stack.enter_context(locked(output_dir))
-    if checkpointer.has_checkpoint():
+    if has_checkpoint():
         checkpointer.resume()
         # the trainer's state has the last finished iteration
         trainer.start_iter = trainer.iter + 1
@@ -199,7 +201,7 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     """Build `cfg.dataloader.train` or `.test`.
 
     Raises:
-        UserError: the data set is not in the catalog, not on disk or empty, or has a different number of classes.
+        UserError: the dataset is not in the catalog, not on disk or empty, or has a different number of classes.
     """
     key = f"dataloader.{name}.dataset.names"
     names = OmegaConf.select(cfg, key)
@@ -209,22 +211,22 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
             loader = build(cfg.dataloader[name], f"dataloader.{name}")
     except FileNotFoundError as error:
         raise UserError(
-            f"the data set {' + '.join(names)} needs {error.filename or error}, which does not exist: set "
-            "DETECTRON2_DATASETS to the folder of your data sets"
+            f"the dataset {' + '.join(names)} needs {error.filename or error}, which does not exist: set "
+            "DETECTRON2_DATASETS to the folder of your datasets"
         ) from error
     except KeyError as error:
         unknown = [n for n in names if n not in DatasetCatalog.list()]
         if not unknown:
             raise
         raise UserError(
-            f"{unknown[0]} is not in Detectron2's catalog: register it, or set {key} to another data set"
+            f"{unknown[0]} is not in Detectron2's catalog: register it, or set {key} to another dataset"
         ) from error
     for dataset in names:
         classes = MetadataCatalog.get(dataset).get("thing_classes", None)
         model_classes = cfg.model.get("num_classes", None)
         if None not in (classes, model_classes) and len(classes) != model_classes:
             raise UserError(
-                f"the data set {dataset} has {len(classes)} classes and the model {model_classes}: "
+                f"the dataset {dataset} has {len(classes)} classes and the model {model_classes}: "
                 f"set model.num_classes={len(classes)}"
             )
     return loader
@@ -269,7 +271,9 @@ def evaluate(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluator, ou
 
 def save_and_report(trainer: Trainer | None, stopped: Stopped) -> None:
     """Save the last finished step of a training that a signal stopped, and log where to continue."""
-    if trainer is None or trainer.last_iter < trainer.start_iter:
+    if not comm.is_main_process():
+        pass
+    elif trainer is None or trainer.last_iter < trainer.start_iter:
         logger.warning(f"Stopped by {stopped} before the first step: start the training again as before")
     elif trainer.iter != trainer.last_iter:
         # in the middle of a step, or in the final evaluation: the weights are those of no finished step
@@ -277,6 +281,9 @@ def save_and_report(trainer: Trainer | None, stopped: Stopped) -> None:
     else:
         path = trainer.checkpointer.save()
         logger.warning(f"Stopped by {stopped} after iteration {trainer.iter}, saved in {path}: continue with --resume")
+    if stopped.together:
+        # a process that ends before the checkpoint is written may take the others with it
+        comm.synchronize()
 
 
 def skip_batches(loader: Iterable, count: int) -> None:

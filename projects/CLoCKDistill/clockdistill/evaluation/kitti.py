@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 class KITTIEvaluator(DatasetEvaluator):
     """Compute average precision of KITTI's 2D object benchmark, see `kitti_metric`, and write its result files.
 
-    It evaluates those of the classes Car, Pedestrian and Cyclist that the data set has. If it has none of them, or is
+    It evaluates those of the classes Car, Pedestrian and Cyclist that the dataset has. If it has none of them, or is
     not in KITTI's format, the evaluator logs a warning and returns no results.
 
     Args:
-        dataset_name: a data set that `register_kitti` put into Detectron2's catalog.
+        dataset_name: a dataset that `register_kitti` put into Detectron2's catalog.
         output_dir: the evaluator writes `<output_dir>/<dataset_name>_results/<frame>.txt` for each image, in the format
             of the benchmark's server and development kit; the file is empty if nothing was detected. Numbers are
             rounded to the fewest decimals that give the same float32, and evaluated as rounded.
@@ -42,8 +42,7 @@ class KITTIEvaluator(DatasetEvaluator):
             self.classes = []
         if not self.classes:
             logger.warning(
-                f"The data set {dataset_name} has no {', '.join(MIN_OVERLAP)} in KITTI's format: "
-                "skipping KITTI's metric"
+                f"The dataset {dataset_name} has no {', '.join(MIN_OVERLAP)} in KITTI's format: skipping KITTI's metric"
             )
         self.frames = {record["image_id"]: Path(record["file_name"]).stem for record in records}
         self.labels = [read_record(record) for record in records] if self.classes else []
@@ -59,13 +58,13 @@ class KITTIEvaluator(DatasetEvaluator):
             outputs: dictionaries with `instances`: `pred_boxes` in pixels, `scores` and `pred_classes`.
 
         Raises:
-            UserError: if an image is not in the data set.
+            UserError: if an image is not in the dataset.
         """
         for x, output in zip(inputs, outputs, strict=True):
             if x["image_id"] not in self.frames:
                 raise UserError(
-                    f"the data set {self.dataset_name} has no image {x['image_id']}: set the dataset_name of "
-                    "KITTIEvaluator in dataloader.evaluator to the data set of dataloader.test"
+                    f"the dataset {self.dataset_name} has no image {x['image_id']}: set the dataset_name of "
+                    "KITTIEvaluator in dataloader.evaluator to the dataset of dataloader.test"
                 )
             instances = output["instances"]
             boxes, scores = to_decimals(instances.pred_boxes.tensor), to_decimals(instances.scores)

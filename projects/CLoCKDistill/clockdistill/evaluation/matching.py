@@ -1,4 +1,4 @@
-"""True and false positives by COCO's rules, as pycocotools applies them, for each image and over a data set."""
+"""True and false positives by COCO's rules, as pycocotools applies them, for each image and over a dataset."""
 
 import contextlib
 import io

@@ -18,7 +18,7 @@ train = dict(
     log_period=20,
     # True refuses labels that would be repaired: boxes that exceed the image, are empty or repeated, wrong image sizes
     strict_data=False,
-    # True leaves out images that cannot be read, if they are at most 1 % of a data set
+    # True leaves out images that cannot be read, if they are at most 1 % of a dataset
     skip_bad_images=False,
     # for --eval-only: number of test images to time, and rounds over them; null turns timing off
     benchmark=dict(images=10, rounds=5),

@@ -1,4 +1,4 @@
-"""KITTI's 2D object data set, all eight classes, at sizes around its own height of 375 pixels."""
+"""KITTI's 2D object dataset, all eight classes, at sizes around its own height of 375 pixels."""
 
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T

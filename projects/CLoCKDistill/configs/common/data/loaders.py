@@ -1,4 +1,4 @@
-"""Loaders and evaluators that the data sets share."""
+"""Loaders and evaluators that the datasets share."""
 
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
