@@ -91,11 +91,38 @@ def test_infinite_loss_names_iteration_and_terms_and_keeps_the_weights():
     torch.testing.assert_close(dict(trainer.model.named_parameters()), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(dtype):
+    """The batch is skipped, so that the weights and statistics are those of a run without it."""
+    trainer = make_trainer(broken_at=2, max_nonfinite_steps=2, amp_dtype=dtype)
+    trainer.train(0, 5)
+    assert trainer.nonfinite_steps == 0
+    without = make_trainer(amp_dtype=dtype)
+    without.data_loader = [batch for i, batch in zip(range(5), ToyLoader(seed=1)) if i != 2]
+    without.train(0, 4)
+    torch.testing.assert_close(trainer.model.state_dict(), without.model.state_dict(), rtol=0, atol=0)
+
+
+def test_too_many_steps_in_a_row_end_the_training():
+    trainer = make_trainer(max_nonfinite_steps=3)
+    trainer.data_loader = ToyLoader(seed=1, broken_from=4)
+    with pytest.raises(FloatingPointError, match=r"at iteration 4 and all up to 6 \("):
+        trainer.train(0, 100)
+    assert trainer.iter == 6
+
+
 def test_infinite_gradient_is_found():
     trainer = make_trainer()
     trainer.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(FloatingPointError, match=r"^the gradient .* at iteration 0"):
         trainer.train(0, 1)
+
+
+def test_gradients_that_overflow_in_float16_count_once_the_scale_cannot_fall():
+    trainer = make_trainer(amp_dtype=torch.float16, max_nonfinite_steps=2)
+    trainer.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match=r"^the gradient .* at iteration 16 and all up to 17 "):
+        trainer.train(0, 100)  # the initial scale is 2^16
 
 
 def test_losses_come_from_the_distillation_hook():
