@@ -55,9 +55,11 @@ VALUES = {
     "train.clip_grad": [0, -1, "nan"],
     "train.ema.decay": [1, 2, -0.5],
     "train.amp.dtype": ["int8", "float64"],
-    "train.device": ["tpu", "cuda:first"],
+    "train.device": ["tpu", "cuda:first", "null"],
     "train.eval_period": [-1],
-    "train.seed": ["soon"],
+    "train.seed": ["soon", 5000000000],
+    "train.ema": ["null"],
+    "train.amp": ["null"],
     "train.strict_data": ["perhaps"],
     "train.output_dir": ["''", "FILE/run", "/proc/run"],
     "model.backbone.norm": ["XYZ"],
@@ -103,6 +105,9 @@ OVERRIDES = {
     "list for a number": (["train.max_iter=[1,2]"], r"train\.max_iter cannot be \[1, 2\]: it must be an integer"),
     "number for a group": (["model.encoder=3"], "model.encoder cannot be 3: it must be a group"),
     "unknown dataset": (["dataloader.test.dataset.names=streets"], "streets is not in Detectron2's catalog"),
+    "no training data": (["dataloader.train=null"], "the config has no dataloader.train: import one"),
+    "unresolved reference": (["train.seed='${oc.env:NOPE}'"], "NOPE"),
+    "unresolved reference in the model": (["model.num_queries='${nothing}'"], "model: .*nothing"),
     "no dataset there": (["dataloader.test.dataset.names=kitti:/no:val"], "no KITTI dataset at /no"),
     "malformed dataset": (["dataloader.train.dataset.names=coco:"], "write coco:ANNOTATIONS.json"),
     "no classes": (["dataloader.train.dataset.names=kitti:ROOT:train:+"], "invalid classes"),
@@ -174,7 +179,10 @@ TRAIN_FLAGS = {
     "comparison in training": ("--compare a=b.py:c.pth", "add --eval-only"),
     "nothing to compare": ("--eval-only --compare a", "cannot parse --(compare|model) 'a': write NAME="),
     "no folder name": ("--eval-only --compare ../a=STUDENT:TEACHER", "not a valid folder name"),
-    "the same name twice": ("--eval-only --compare a=STUDENT:TEACHER --compare a=STUDENT:TEACHER", "a"),
+    "the same name twice": (
+        "--eval-only --compare a=STUDENT:TEACHER --compare a=STUDENT:TEACHER",
+        "two models of --compare have the name a",
+    ),
     "missing checkpoint": ("--eval-only --compare a=STUDENT:nowhere.pth", r"nowhere\.pth does not exist"),
     "missing config": ("--eval-only --compare a=nowhere.py:TEACHER", r"nowhere\.py does not exist"),
     "no weights": ("--eval-only train.init_checkpoint=''", "no trained weights are given"),
@@ -284,7 +292,7 @@ def loggers():
 
 
 def snapshot(root):
-    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {path.relative_to(root): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
 
 
 def start(program, arguments, monkeypatch):

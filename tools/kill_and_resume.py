@@ -126,6 +126,8 @@ def run_with_kills(
         while bar.n < args.kills:
             ranks = start(context, output, processes)
             time.sleep(rng.uniform(0, args.seconds))
+            if any(rank.exitcode for rank in ranks):
+                sys.exit(f"error: the training failed: see {output}.log")
             ended = [rank for rank in ranks if rank.exitcode == 0]
             kill(ranks)
             if ended:

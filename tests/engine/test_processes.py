@@ -217,4 +217,5 @@ def test_a_killed_process_ends_the_others(tmp_path):
         os.kill(workers[1], signal.SIGKILL)
         printed = finish(process, 1)
     assert time.monotonic() - begin < 30
+    assert not Path(f"/proc/{workers[0]}").exists()
     assert "was ended by SIGKILL (the machine may be out of memory): continue with --resume" in printed.splitlines()[-1]

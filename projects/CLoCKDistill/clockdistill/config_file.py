@@ -8,6 +8,7 @@ from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .errors import InvalidValue, UserError
 
@@ -50,7 +51,11 @@ def build(node: Any, key: str) -> Any:
         return ListConfig(items, flags={"allow_objects": True})
     if not (isinstance(node, Mapping) and "_target_" in node):
         return node
-    arguments = {name: build(node[name], f"{key}.{name}") for name in node if name != "_target_"}
+    try:
+        values = {name: node[name] for name in node if name != "_target_"}
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+    arguments = {name: build(value, f"{key}.{name}") for name, value in values.items()}
     try:
         return instantiate(arguments | {"_target_": node["_target_"]})
     except InvalidValue as error:
@@ -58,8 +63,6 @@ def build(node: Any, key: str) -> Any:
     except UserError:
         raise
     except (TypeError, ValueError, AssertionError, ImportError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         reason = " ".join(str(error).split()) or f"{type(error).__name__} in {node['_target_']}"
         raise UserError(f"{key} cannot be built: {reason}") from error
 

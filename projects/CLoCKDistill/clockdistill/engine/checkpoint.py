@@ -1,12 +1,10 @@
 """Checkpoints: a file with the plain model, and a second one with the training state for `--resume`."""
 
-import contextlib
 import logging
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from ..errors import UserError
+from ..files import replaced
 from ..modeling.weights import WeightLoader
 
 NUMBERED = re.compile(r"model_(\d{7,})\.pth")
@@ -115,11 +114,13 @@ class Checkpointer(WeightLoader):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         # the model comes last: if its file exists, the other one is complete
+        is_new = not os.path.exists(path)
         save_atomically(state, resume_path(path))
         try:
             self.save_model(name, **kwargs)
         except UserError:
-            os.remove(resume_path(path))
+            if is_new:
+                os.remove(resume_path(path))
             raise
         self.tag_last_checkpoint(os.path.basename(path))
 
@@ -130,8 +131,12 @@ class Checkpointer(WeightLoader):
         save_atomically(contents, os.path.join(self.save_dir, f"{name}.pth"))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        with replaced(os.path.join(self.save_dir, "last_checkpoint")) as file:
-            file.write(last_filename_basename.encode())
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        try:
+            with replaced(path) as file:
+                file.write(last_filename_basename.encode())
+        except OSError as error:
+            raise not_written(path, error) from error
 
     def numbered(self) -> list[str]:
         """Return the paths of the model files that can be resumed from, oldest first."""
@@ -223,13 +228,18 @@ class PeriodicCheckpointer(HookBase):
 
     def save(self) -> str:
         """Save the state after the trainer's current iteration, delete old checkpoints, and return the model's path."""
-        self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        name = f"model_{self.trainer.iter:07d}"
+        saved = os.path.join(self.checkpointer.save_dir, f"{name}.pth")
+        # a signal may come just after a periodic checkpoint
+        if self.checkpointer.get_checkpoint_file() != saved:
+            self.checkpointer.save(name, iteration=self.trainer.iter)
         paths = self.checkpointer.numbered()
         for path in paths[: -self.max_to_keep] if self.max_to_keep else ():
-            # without its training state, a process that is killed here leaves no checkpoint to resume from
-            os.remove(resume_path(path))
-            os.remove(path)
-        return self.checkpointer.get_checkpoint_file()
+            if path != saved:
+                # a training state that is left alone is removed when the training is resumed
+                os.remove(path)
+                os.remove(resume_path(path))
+        return saved
 
 
 def save_atomically(data: Any, path: str) -> None:
@@ -242,39 +252,22 @@ def save_atomically(data: Any, path: str) -> None:
         with replaced(path) as file:
             torch.save(data, file)
     except (OSError, RuntimeError) as error:
-        needed, free = size_in_bytes(data), shutil.disk_usage(os.path.dirname(path) or ".").free
         # torch's writer fails once more when it closes the file
         cause = error
         while cause.__context__ is not None and not isinstance(cause, OSError):
             cause = cause.__context__
-        reason = f": {cause.strerror}" if isinstance(cause, OSError) and cause.strerror else ""
-        if free < needed:
-            mib = 2**20
-            reason = f": it needs {needed / mib:.1f} MiB, and {free / mib:.1f} MiB are free"
-        raise UserError(
-            f"cannot write {path}{reason}; free some space, or set train.output_dir to another disk"
-        ) from error
+        if not isinstance(cause, OSError):
+            raise
+        raise not_written(path, cause, size_in_bytes(data)) from error
 
 
-@contextlib.contextmanager
-def replaced(path: str) -> Iterator[Any]:
-    """Open a new file for writing that takes the place of `path` once it is complete and on the disk."""
-    temporary = path + ".tmp"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
+def not_written(path: str, error: OSError, needed: int = 0) -> UserError:
+    """Return the error for a file that cannot be written, perhaps because the disk lacks the needed bytes."""
+    free, mib = shutil.disk_usage(os.path.dirname(path) or ".").free, 2**20
+    reason = error.strerror or str(error)
+    if free < needed:
+        reason = f"it needs {needed / mib:.1f} MiB, and {free / mib:.1f} MiB are free"
+    return UserError(f"cannot write {path}: {reason}; free some space, or set train.output_dir to another disk")
 
 
 def size_in_bytes(data: Any) -> int:

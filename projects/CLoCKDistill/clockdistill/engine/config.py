@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..checks import Rule, above, check, count, finite, is_number, not_negative, one_of, optional
+from ..checks import Rule, above, check, count, is_number, not_negative, one_of, optional
 from ..config_file import execute_config
 from ..data import register_by_name
 from ..errors import UserError
@@ -23,11 +23,14 @@ SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 # of `train`, whose values go to no constructor
 RULES = {
     "train.output_dir": Rule(bool, "the path of a folder"),
-    "train.seed": finite,
+    "train.seed": Rule(lambda seed: is_number(seed) and seed < 2**32, "less than 2^32; negative for a random seed"),
     "train.max_iter": count,
-    "train.device": Rule(lambda name: re.fullmatch(r"cpu|cuda(:\d+)?", name) is not None, "cpu or cuda"),
+    "train.device": Rule(lambda name: re.fullmatch(r"cpu|cuda(:\d+)?", str(name)) is not None, "cpu or cuda"),
     "train.clip_grad": optional(above(0)),
     "train.max_nonfinite_steps": count,
+    **dict.fromkeys(
+        ("train.amp", "train.ema", "train.ddp", "train.checkpointer"), Rule(OmegaConf.is_dict, "a group of keys")
+    ),
     "train.amp.dtype": one_of("bfloat16", "float16"),
     "train.ema.decay": Rule(lambda decay: is_number(decay) and 0 <= decay < 1, "at least 0 and less than 1"),
     "train.checkpointer.period": count,
@@ -54,7 +57,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         if cfg.get(section) is None:
             raise UserError(f"config file {path} has no `{section}`: import one from configs/common")
     apply_overrides(cfg, overrides)
-    values = {key: OmegaConf.select(cfg, key, default=MISSING) for key in RULES}
+    try:
+        values = {key: OmegaConf.select(cfg, key, default=MISSING) for key in RULES}
+    except OmegaConfBaseException as error:
+        raise UserError(f"config file {path}: {str(error).splitlines()[0]}") from error
     check({key: value for key, value in values.items() if value is not MISSING}, RULES)
     for loader in cfg.dataloader.values():
         names = OmegaConf.select(loader, "dataset.names") if OmegaConf.is_config(loader) else None

@@ -15,8 +15,9 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
-from torch import cuda
+from torch import cuda, distributed
 
+from ..errors import UserError
 from ..layers import extension
 from .launch import USER_ERRORS
 from .output_dir import make_output_dir
@@ -38,6 +39,11 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     fallback = cfg.train.device != "cpu" and (args.num_gpus == 0 or not cuda.is_available())
     if fallback:
         cfg.train.device = "cpu"
+    if comm.get_world_size() > 1 and distributed.get_backend() == "nccl" and cfg.train.device != "cuda":
+        raise UserError(
+            f"train.device={cfg.train.device} does not fit several processes on GPUs: leave it at cuda, or hide the "
+            "GPUs with CUDA_VISIBLE_DEVICES="
+        )
     rank = comm.get_rank()
     for name in LOGGERS:
         setup_logger(distributed_rank=rank, name=name, abbrev_name=name if name == "clockdistill" else None)

@@ -29,15 +29,22 @@ from .stop import STOP_SIGNALS, Stopped
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 # how long the other processes may take to end, once one has failed
 GRACE_SECONDS = 5
+# how long they may take to save a checkpoint, once one has stopped
+STOP_SECONDS = 60
 PR_SET_PDEATHSIG = 1
 # errors whose message is all that a user needs; they are printed without a traceback
 USER_ERRORS = (UserError, FloatingPointError)
-LAST_LINE = re.compile(
-    r"^(?:clockdistill\.errors\.(?:UserError|UnreadableImage)|FloatingPointError): (.+)\s*\Z", re.MULTILINE
-)
+LAST_LINE = re.compile(r"^(?:clockdistill\.errors\.\w+|FloatingPointError): (.+)\s*\Z", re.MULTILINE)
+HINTS = {
+    "SIGKILL": " (the machine may be out of memory)",
+    "SIGABRT": f" (perhaps after {COLLECTIVE_TIMEOUT.total_seconds() / 60:.0f} minutes of waiting for another process)",
+}
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LOST_CONNECTION = re.compile(r"connection (closed|reset)|broken pipe|remote process exited|nccl", re.IGNORECASE)
-TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
+LOST_CONNECTION = re.compile(
+    r"connection (closed|reset) by peer|broken pipe|remote process exited|ncclRemoteError|communicator was aborted",
+    re.IGNORECASE,
+)
+TIMED_OUT = re.compile(r"timed out waiting|collective operation timeout", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +75,13 @@ def run(main: Main, args: argparse.Namespace) -> int:
     try:
         under_torchrun = "LOCAL_RANK" in os.environ
         world = torchrun_world(args) if under_torchrun else check_arguments(args)
-        if under_torchrun and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
-            args.resume = True
         if world.size > 1 and not under_torchrun:
             return Launcher(main, args, world).run()
         if world.size > 1:
             join(world, int(os.environ["LOCAL_RANK"]))
+        # only the machines whose processes failed count a restart
+        if any(comm.all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))):
+            args.resume = True
         run_and_synchronize(main, args)
     except Stopped as stopped:
         return stopped.status
@@ -192,8 +200,8 @@ def join(world: World, local_rank: int) -> None:
         comm.synchronize()
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the {world.size} processes cannot meet at {world.url} ({str(error).splitlines()[0]}): check the address, "
-            "that the port is free on the first machine, and that all machines can reach it"
+            f"the {world.size} processes cannot meet at {world.url} ({' '.join(str(error).split())[:500]}): check the "
+            "address, that the port is free on the first machine, and that all machines can reach it"
         ) from error
 
 
@@ -227,6 +235,8 @@ class Launcher:
         try:
             for process in self.processes:
                 process.start()
+            if self.received:  # perhaps before all were started
+                self.forward(signal.SIGTERM, None)
             failed = self.wait()
         finally:
             for process in self.processes:
@@ -234,12 +244,10 @@ class Launcher:
                     process.kill()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        if self.received:
-            return 128 + self.received
-        if failed or self.reports:
+        if (failed and not self.received) or any(not lost for lost, *_ in self.reports):
             print(f"error: {self.explain(failed)}", file=sys.stderr)
             return 1
-        return max(process.exitcode for process in self.processes)
+        return 128 + self.received if self.received else max(process.exitcode or 0 for process in self.processes)
 
     def forward(self, number: int, frame: object) -> None:
         """Let the processes stop after a signal; a second Ctrl-C kills them."""
@@ -254,19 +262,26 @@ class Launcher:
 
     def wait(self) -> list[multiprocessing.Process]:
         """Wait until all processes have ended, or some time after one has failed. Return those that failed by then."""
-        deadline = None
+        deadline, is_failing = None, False
         while alive := [process for process in self.processes if process.exitcode is None]:
             timeout = None if deadline is None else max(0, deadline - time.monotonic())
             ready = wait([*(process.sentinel for process in alive), *self.readers], timeout)
             if not ready:
                 break
-            for reader in self.readers.keys() & set(ready):
-                with contextlib.suppress(EOFError):
-                    self.reports.append(reader.recv())
-                del self.readers[reader]
-            if deadline is None and (self.reports or self.failed()):
-                deadline = time.monotonic() + GRACE_SECONDS
+            self.read(set(ready))
+            if deadline is None and any(process.exitcode for process in self.processes):
+                deadline = time.monotonic() + STOP_SECONDS
+            if (self.reports or self.failed()) and not is_failing:
+                is_failing, deadline = True, time.monotonic() + GRACE_SECONDS
+        self.read({reader for reader in self.readers if reader.poll()})
         return self.failed()
+
+    def read(self, ready: set[Connection]) -> None:
+        """Read the reports that have arrived."""
+        for reader in self.readers.keys() & ready:
+            with contextlib.suppress(EOFError):
+                self.reports.append(reader.recv())
+            del self.readers[reader]
 
     def failed(self) -> list[multiprocessing.Process]:
         """Return the processes that have ended neither normally nor after a signal to stop."""
@@ -275,13 +290,15 @@ class Launcher:
 
     def explain(self, failed: list[multiprocessing.Process]) -> str:
         """Say why the first process failed; the others may have failed because it did."""
+        # reports of processes that lost the connection to a failed one come last
+        lost, _, message = min(self.reports, default=(True, 0, ""))
+        if not lost:
+            return message
         for process in failed:
             if process.exitcode < 0:
                 name = signal.Signals(-process.exitcode).name
-                hint = " (the machine may be out of memory)" if name == "SIGKILL" else ""
-                return f"{process.name} was ended by {name}{hint}: continue with --resume"
-        # processes that lost the connection to a failed one come last
-        return min(self.reports)[-1] if self.reports else f"{failed[0].name} exited with status {failed[0].exitcode}"
+                return f"{process.name} was ended by {name}{HINTS.get(name, '')}: continue with --resume"
+        return message or f"{failed[0].name} exited with status {failed[0].exitcode}"
 
 
 def work(main: Main, args: argparse.Namespace, world: World, local_rank: int, writer: Connection) -> None:

@@ -3,6 +3,7 @@
 After any number of interruptions, metrics.json and TensorBoard's files are those of an uninterrupted training.
 """
 
+import errno
 import json
 import logging
 import os
@@ -15,10 +16,14 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter, get_event_storage
 
+from ..files import replaced
+
 # number of values over which Detectron2's writers take medians
 WINDOW = 20
 # what differs between two runs of one training
 TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +62,8 @@ class MetricsHook(HookBase):
             last = max(written, default=-1)
             is_written = previous in written
             # metrics.json comes last: what it has, the others have too
-            self._writers = [TensorBoardWriter(self._output_dir, last), MetricsFile(path, last)]
+            self._file = MetricsFile(path, last)
+            self._writers = [TensorBoardWriter(self._output_dir, last), self._file]
             if not sys.stderr.isatty():
                 self._writers.insert(0, CommonMetricPrinter(self.trainer.max_iter))
         if 0 <= previous < self.trainer.max_iter and not comm.all_gather(is_written)[0]:
@@ -91,19 +97,27 @@ class MetricsHook(HookBase):
     def _put_results(self, iteration: int) -> None:
         if self._evaluate is None:
             return
-        results = flatten_results_dict(self._evaluate() or {})
+        try:
+            results = flatten_results_dict(self._evaluate() or {})
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            logger.error(f"The results of iteration {iteration} are lost, since they cannot be written: {error}")
+            results = {}
         results = {name: float(value) for name, value in results.items()}
         self.trainer.storage.put_scalars(**results, smoothing_hint=False, cur_iter=iteration)
         comm.synchronize()
 
     def state_dict(self) -> dict:
-        """The values that medians of later iterations depend on."""
-        storage = self.trainer.storage
-        return {
-            name: dict(values=history.values()[-WINDOW:], smooth=storage.smoothing_hints()[name])
-            for name, history in storage.histories().items()
-            if name not in TIMES
-        }
+        """The values that later lines depend on: those of medians, and others that have not been written yet."""
+        storage, state = self.trainer.storage, {}
+        for name, history in storage.histories().items():
+            smooth, values = storage.smoothing_hints()[name], history.values()[-WINDOW:]
+            if not smooth:
+                values = [(value, iteration) for value, iteration in values if iteration > self._file.last]
+            if values and name not in TIMES:
+                state[name] = dict(values=values, smooth=smooth)
+        return state
 
     def load_state_dict(self, state_dict: dict) -> None:
         self._history = state_dict
@@ -127,10 +141,8 @@ def keep_metrics(path: str, last: int) -> set[int]:
             if iteration <= last and line.endswith(b"\n"):
                 kept.append(line)
                 iterations.add(iteration)
-    temporary = path + ".tmp"
-    with open(temporary, "wb") as file:
+    with replaced(path) as file:
         file.writelines(kept)
-    os.replace(temporary, path)
     return iterations
 
 
@@ -140,19 +152,22 @@ class MetricsFile(EventWriter):
     Args:
         path: of metrics.json.
         last: last iteration in the file.
+
+    Attributes:
+        last: last iteration that was written.
     """
 
     def __init__(self, path: str, last: int):
         self._path = path
-        self._last = last
+        self.last = last
         self._unwritten = b""
 
     def write(self) -> None:
         rows = defaultdict(dict)
         for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
-            if iteration > self._last:
+            if iteration > self.last:
                 rows[iteration][name] = value
-        self._last = max([self._last, *rows])
+        self.last = max([self.last, *rows])
         for iteration in sorted(rows):
             line = json.dumps(rows[iteration] | dict(iteration=iteration), sort_keys=True)
             self._unwritten += line.encode() + b"\n"

@@ -1,7 +1,9 @@
 """The output folder, which belongs to one training at a time."""
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from detectron2.utils import comm
 from ..errors import UserError
 
 LOCK = "train.lock"
+
+logger = logging.getLogger(__name__)
 
 
 def make_output_dir(path: str) -> None:
@@ -34,7 +38,7 @@ def make_output_dir(path: str) -> None:
 def locked(path: str) -> Iterator[None]:
     """Create the output folder and keep it for this training. The other processes wait for the main one.
 
-    The lock ends with the process, however that ends. Incomplete files of a killed process are removed.
+    The lock ends with the process, however that ends. What a killed process left incomplete is removed.
 
     Raises:
         UserError: another training uses the folder.
@@ -56,13 +60,21 @@ def locked(path: str) -> Iterator[None]:
                 "it, or set another folder"
             ) from error
         except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                logger.warning(f"The file system of {path} has no locks: do not start a second training there")
+                comm.synchronize()
+                yield
+                return
             raise UserError(
                 f"train.output_dir {path} cannot be written to ({error.strerror}): set it to another folder"
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        for temporary in Path(path).glob("*.pth.tmp"):
-            temporary.unlink()
+        for incomplete in Path(path).glob("*.pth.tmp"):
+            incomplete.unlink()
+        for state in Path(path).glob("*.resume.pth"):
+            if not state.with_name(state.name.replace(".resume.pth", ".pth")).exists():
+                state.unlink()
         comm.synchronize()
         yield

@@ -50,7 +50,9 @@ class StopHook(HookBase):
         self._pid = os.getpid()
 
     def __enter__(self) -> "StopHook":
-        self._handlers = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        # the launcher's processes ignore SIGINT, which it turns into SIGTERM
+        heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterable
 
 import torch
@@ -14,7 +15,7 @@ from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import distributed, nn
 
 from ..config_file import build
 from ..data.catalog import ReadingPolicy, reading
@@ -25,6 +26,7 @@ from ..modeling.weights import WeightLoader
 from .checkpoint import Checkpointer, PeriodicCheckpointer, inference_metadata
 from .defaults import open_output_dir
 from .hooks import EMAHook, ProgressBar
+from .launch import LOST_CONNECTION
 from .metrics import MetricsHook
 from .output_dir import locked
 from .stop import StopHook, Stopped
@@ -61,8 +63,12 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
         except Stopped as stopped:
             save_and_report(trainer, stopped)
             raise
-        except Exception:
+        except RuntimeError as error:
             # a data worker may have been told to stop too, or another process may have stopped already
+            if not (LOST_CONNECTION.search(str(error)) or "DataLoader worker" in str(error)):
+                raise
+            with contextlib.suppress(Stopped):
+                time.sleep(1)  # the signal to this process may still be on its way
             if not stop.received:
                 raise
             stopped = Stopped(stop.received)
@@ -94,6 +100,10 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
     eval_model = model if ema is None else ema.model
 
     def evaluate_model() -> dict:
+        if comm.get_world_size() > 1:
+            # each process has batch-norm statistics of its own, and the checkpoint those of the first
+            for buffer in eval_model.buffers():
+                distributed.broadcast(buffer, 0)
         with stop.interruptible():
             return evaluate(eval_model, test_loader, evaluator, output_dir)
 
@@ -141,6 +151,11 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
         checkpointer.resume()
         # the trainer's state has the last finished iteration
         trainer.start_iter = trainer.iter + 1
+    if len(starts := set(comm.all_gather(trainer.start_iter))) > 1:
+        raise UserError(
+            f"the processes would start from different iterations ({', '.join(map(str, sorted(starts)))}): set "
+            f"train.output_dir to a folder that all machines share, or copy {output_dir} to each"
+        )
     open_output_dir(plain_cfg)
     if test_loader:
         # it writes the annotations to the output folder
@@ -203,6 +218,8 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     Raises:
         UserError: the dataset is not in the catalog, not on disk or empty, or has a different number of classes.
     """
+    if cfg.dataloader.get(name) is None:
+        raise UserError(f"the config has no dataloader.{name}: import one from configs/common/data")
     key = f"dataloader.{name}.dataset.names"
     names = OmegaConf.select(cfg, key)
     names = [names] if isinstance(names, str) else list(names or ())

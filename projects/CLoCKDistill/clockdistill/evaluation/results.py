@@ -8,6 +8,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..files import replaced
+
 
 def as_file_name(text: str) -> str:
     """Replace what could make a path of a name, as in `kitti:/data/mine:val`."""
@@ -19,9 +21,8 @@ def write_json(data: Any, path: str | Path) -> None:
     path = Path(path)
     text = json.dumps(nan_to_none(data), indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replaced(path) as file:
+        file.write(text.encode())
 
 
 def nan_to_none(data: Any) -> Any:
