@@ -3,6 +3,8 @@ import logging
 import pickle
 import sys
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 import save_half
-from clockdistill.engine import Checkpointer, EMAHook, load_config
+from clockdistill.engine import Checkpointer, EMAHook, PeriodicCheckpointer, load_config
 from clockdistill.engine.checkpoint import inference_metadata, save_atomically
 from clockdistill.errors import UserError
 from clockdistill.modeling import build_resnet
@@ -118,6 +120,35 @@ def test_failed_save_keeps_the_previous_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert load(path)["a"].tolist() == [1, 1]
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_model_file_that_cannot_be_written_leaves_no_half_pair(tmp_path, monkeypatch, is_new):
+    checkpointer = Checkpointer(ToyDetector(channels=4), str(tmp_path), trainer=nn.Linear(1, 1))
+    if not is_new:
+        checkpointer.save("model_0000001", iteration=1)
+
+    def fail(name, **kwargs):
+        raise UserError("cannot write")
+
+    monkeypatch.setattr(checkpointer, "save_model", fail)
+    with pytest.raises(UserError, match="cannot write"):
+        checkpointer.save("model_0000001", iteration=1)
+    names = {"model_0000001.pth", "model_0000001.resume.pth", "last_checkpoint"}
+    assert {path.name for path in tmp_path.iterdir()} == (set() if is_new else names)
+
+
+def test_the_checkpoint_of_this_iteration_is_not_written_again(tmp_path):
+    checkpointer = Checkpointer(ToyDetector(channels=4), str(tmp_path), trainer=nn.Linear(1, 1))
+    hook = PeriodicCheckpointer(checkpointer, period=1)
+    hook.trainer = SimpleNamespace(iter=3)
+    path = Path(hook.save())
+    before = path.stat().st_mtime_ns
+    assert Path(hook.save()) == path == tmp_path / "model_0000003.pth"
+    assert path.stat().st_mtime_ns == before
+    hook.trainer.iter = 4
+    hook.save()
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000004.pth")
 
 
 def test_model_file_has_averaged_weights(tmp_path):

@@ -96,7 +96,8 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(dtype):
     """The batch is skipped, so that the weights and statistics are those of a run without it."""
     trainer = make_trainer(broken_at=2, max_nonfinite_steps=2, amp_dtype=dtype)
     trainer.train(0, 5)
-    assert trainer.nonfinite_steps == 0
+    assert (trainer.nonfinite_steps, trainer.skipped_steps) == (0, 1)
+    assert trainer.storage.latest()["skipped_steps"] == (1, 2)
     without = make_trainer(amp_dtype=dtype)
     without.data_loader = [batch for i, batch in zip(range(5), ToyLoader(seed=1)) if i != 2]
     without.train(0, 4)

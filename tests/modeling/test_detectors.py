@@ -5,6 +5,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, ImageList, Instances
 
+from clockdistill.errors import UserError
 from clockdistill.modeling import Queries
 from helpers.models import VARIANTS, add_noise, model_config, random_batch, random_queries, tiny
 
@@ -212,3 +213,10 @@ def test_boxes_stay_float32_in_mixed_precision(variant, dtype):
             assert predictions.boxes.dtype == query_set.reference.dtype == torch.float32
             assert predictions.boxes.isfinite().all()
             assert predictions.logits.isfinite().all()
+
+
+def test_scores_that_are_not_numbers_end_in_a_sentence():
+    model = tiny().eval()
+    torch.nn.init.constant_(model.class_heads[-2].bias, float("nan"))
+    with pytest.raises(UserError, match="scores are NaN or infinite: use an earlier checkpoint"):
+        model(random_batch())

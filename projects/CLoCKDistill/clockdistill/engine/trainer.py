@@ -36,6 +36,7 @@ class Trainer(SimpleTrainer):
 
     Attributes:
         nonfinite_steps: number of steps skipped in a row, up to the last one.
+        skipped_steps: number of steps skipped since the first iteration; `skipped_steps` in metrics.json.
         last_iter: the last finished iteration.
     """
 
@@ -59,6 +60,7 @@ class Trainer(SimpleTrainer):
         self.seed = seed
         self.max_nonfinite_steps = max_nonfinite_steps
         self.nonfinite_steps = 0
+        self.skipped_steps = 0
         self.last_iter = -1
         self._statistics = [b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
         self._loss_function: LossFunction | None = None
@@ -142,6 +144,8 @@ class Trainer(SimpleTrainer):
             FloatingPointError: there were too many in a row.
         """
         self.nonfinite_steps += 1
+        self.skipped_steps += 1
+        self.storage.put_scalar("skipped_steps", self.skipped_steps, smoothing_hint=False)
         what = "gradient" if broken == ["grad_norm"] else "loss"
         names = ", ".join(broken)
         if self.nonfinite_steps < self.max_nonfinite_steps:
@@ -168,11 +172,13 @@ class Trainer(SimpleTrainer):
         return super().state_dict() | {
             "grad_scaler": self.grad_scaler.state_dict(),
             "nonfinite_steps": self.nonfinite_steps,
+            "skipped_steps": self.skipped_steps,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self.nonfinite_steps = state_dict.get("nonfinite_steps", 0)
+        self.skipped_steps = state_dict.get("skipped_steps", 0)
         # the state is empty if the earlier run used another precision; then keep the new scaler
         if state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
