@@ -4,7 +4,6 @@ Each ends with one sentence and a non-zero exit status, without a traceback. Not
 """
 
 import json
-import logging
 import pickle
 import re
 import socket
@@ -24,6 +23,8 @@ from clockdistill.engine import load_config, run
 from clockdistill.errors import UserError
 from clockdistill.modeling.weights import load_weights
 from helpers.models import CONFIGS
+
+pytestmark = pytest.mark.usefixtures("loggers")
 
 STUDENT = CONFIGS / "dino/dino_r18_tiny_street.py"
 DISTILLED = CONFIGS / "dino/dino_r18_small_to_tiny_street.py"
@@ -277,18 +278,6 @@ def root(tmp_path_factory):
     (root / "small.py").write_text(model)
     (root / "invalid.py").write_text(f"{model}model.num_queries = 0\n")
     return root
-
-
-@pytest.fixture(autouse=True)
-def loggers():
-    """Restore the loggers that train_net.py sets up, since other tests rely on them."""
-    loggers = [logging.getLogger(name) for name in ("clockdistill", "detectron2", "fvcore")]
-    saved = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
-    yield
-    for logger, (level, propagate, handlers) in zip(loggers, saved, strict=True):
-        logger.setLevel(level)
-        logger.propagate = propagate
-        logger.handlers[:] = handlers
 
 
 def snapshot(root):

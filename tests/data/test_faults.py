@@ -1,7 +1,6 @@
 """Faulty labels, images, splits and configs: the errors of the data check and of training."""
 
 import json
-import logging
 import os
 import re
 from pathlib import Path
@@ -19,23 +18,13 @@ from clockdistill.errors import UserError
 from clockdistill.evaluation.results import as_file_name
 from helpers.models import CONFIGS
 
+pytestmark = pytest.mark.usefixtures("loggers")
+
 SIZE = (64, 48)
 BOX = "10.00 12.00 30.00 40.00"
 CAR = f"Car 0.00 0 1.85 {BOX} 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
 STREET, DISTILLED = "dino/dino_r18_tiny_street.py", "dino/dino_r18_small_to_tiny_street.py"
 CLASSES = "Car+Van+Truck+Pedestrian+Cyclist"
-
-
-@pytest.fixture(autouse=True)
-def loggers():
-    """Restore the loggers that train_net.py sets up, since other tests rely on them."""
-    loggers = [logging.getLogger(name) for name in ("clockdistill", "detectron2", "fvcore")]
-    saved = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
-    yield
-    for logger, (level, propagate, handlers) in zip(loggers, saved, strict=True):
-        logger.setLevel(level)
-        logger.propagate = propagate
-        logger.handlers[:] = handlers
 
 
 @pytest.fixture
