@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -60,9 +61,12 @@ def wait_for(condition, process):
         time.sleep(0.05)
 
 
+def read(path):
+    return path.read_text() if path.is_file() else ""
+
+
 def iterations(folder):
-    path = folder / "out/metrics.json"
-    return [json.loads(line)["iteration"] for line in path.read_text().splitlines()] if path.is_file() else []
+    return [json.loads(line)["iteration"] for line in read(folder / "out/metrics.json").splitlines()]
 
 
 def last_iteration(folder):
@@ -80,8 +84,7 @@ def rank_of(pid):
 
 
 def children(pid):
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in path.read_text().split()] if path.is_file() else []
+    return [int(child) for child in read(Path(f"/proc/{pid}/task/{pid}/children")).split()]
 
 
 @pytest.mark.parametrize(
@@ -115,8 +118,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path, number, statu
 def test_a_signal_stops_an_evaluation_at_once_and_resume_repeats_it(tmp_path):
     evaluate = ("train.eval_period=4", "train.log_period=1")
     with started(tmp_path, *ENDLESS, *evaluate, "dataloader.test.seconds=60") as process:
-        wait_for(lambda: len(iterations(tmp_path)) >= 3, process)
-        time.sleep(1)  # it is evaluating iteration 3
+        wait_for(lambda: "Start inference" in read(tmp_path / "out/log.txt"), process)
         begin = time.monotonic()
         process.terminate()
         printed = finish(process, 143)
@@ -205,7 +207,7 @@ def test_torchrun_brings_a_training_with_a_killed_process_back(tmp_path):
         (victim,) = (child for child in children(process.pid) if rank_of(child) == 1)
         os.kill(victim, signal.SIGKILL)
         printed = finish(process)
-    assert "Starting training from iteration 5" in printed or "Starting training from iteration 1" in printed
+    assert re.search(r"Starting training from iteration [1-9]", printed)
     assert iterations(tmp_path) == list(range(61))
 
 

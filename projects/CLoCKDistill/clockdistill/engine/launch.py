@@ -189,9 +189,11 @@ def join(world: World, local_rank: int) -> None:
     if has_gpu:
         torch.cuda.set_device(local_rank)
     try:
+        store = restart_store(world)
         distributed.init_process_group(
             "nccl" if has_gpu else "gloo",
-            init_method=world.url,
+            init_method=world.url if store is None else None,
+            store=store,
             world_size=world.size,
             rank=world.first_rank + local_rank,
             timeout=COLLECTIVE_TIMEOUT,
@@ -203,6 +205,19 @@ def join(world: World, local_rank: int) -> None:
             f"the {world.size} processes cannot meet at {world.url} ({' '.join(str(error).split())[:500]}): check the "
             "address, that the port is free on the first machine, and that all machines can reach it"
         ) from error
+
+
+def restart_store(world: World) -> distributed.Store | None:
+    """Return the store through which the processes that torchrun has started or restarted on one machine meet, or None.
+
+    Without --rdzv-backend, torchrun keeps its store when it restarts the processes, and PyTorch 2.11 would read the
+    addresses of those that ended. On several machines the numbers of restarts may differ, and the store is a new one.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or world.size > world.local_size:
+        return None
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(*address, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+    return distributed.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def run_and_synchronize(main: Main, args: argparse.Namespace) -> None:
