@@ -101,6 +101,7 @@ OVERRIDES = {
     "unknown key": (["train.max_iters=3"], "unknown config key train.max_iters: did you mean train.max_iter"),
     "unknown section": (["trian.max_iter=3"], "unknown config key trian.max_iter"),
     "no value": (["train.max_iter"], "write config overrides as key=value"),
+    "flag after the overrides": (["train.max_iter=3", "--resume"], "--resume comes too late: write flags before"),
     "unbalanced": (["model.pixel_mean=[1,2"], "cannot parse the override"),
     "deletion": (["~train.max_iter=3"], "deleting keys and sweeps are not supported"),
     "list for a number": (["train.max_iter=[1,2]"], r"train\.max_iter cannot be \[1, 2\]: it must be an integer"),

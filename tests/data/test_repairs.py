@@ -23,8 +23,8 @@ BOXES = {
 }
 KEPT = [(10, 12, 30, 40), (50, 40, WIDTH, HEIGHT), (0, 0, WIDTH + 0.5, HEIGHT)]
 SUMMARY = (
-    "repaired 1 boxes clipped to the image, 1 boxes outside the image dropped, 1 empty boxes dropped, "
-    "1 repeated boxes dropped"
+    "repaired 1 box(es) clipped to the image, 1 box(es) outside the image dropped, 1 empty box(es) dropped, "
+    "1 repeated box(es) dropped"
 )
 
 
@@ -84,8 +84,8 @@ def test_the_check_counts_repairs(tmp_path, capsys, monkeypatch, make):
     assert check.main([make(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("repaired: ") == 4
-    for what in ("boxes clipped to the image", "boxes outside the image dropped", "empty boxes dropped"):
-        assert f"| {what:31} |       1 |" in printed
+    for what in ("box(es) clipped to the image", "box(es) outside the image dropped", "empty box(es) dropped"):
+        assert f"| {what:33} |       1 |" in printed
 
 
 def test_the_size_is_that_of_the_file(tmp_path, log):
@@ -94,7 +94,7 @@ def test_the_size_is_that_of_the_file(tmp_path, log):
     (record,) = DatasetCatalog.get(name)
     assert (record["width"], record["height"]) == (WIDTH, HEIGHT)
     assert [corners(annotation) for annotation in record["annotations"]] == KEPT
-    assert "1 image sizes taken from the file" in log.text
+    assert "1 image size(s) taken from the file" in log.text
     # evaluation compares with the repaired annotations
     assert MetadataCatalog.get(name).get("json_file") is None
 

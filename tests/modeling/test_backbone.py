@@ -91,7 +91,7 @@ def test_detectron2_backbones_work_with_overrides_only(variant, backbone, featur
 
 
 def test_unknown_depths_and_dilated_basic_blocks_are_rejected():
-    with pytest.raises(UserError, match="choose one of"):
+    with pytest.raises(UserError, match="depth cannot be 20: it must be one of 18, 34, 50, 101"):
         build_resnet(20)
     with pytest.raises(UserError, match="ResNet-18 does not support dilation"):
         build_resnet(18, dilate_res5=True)

@@ -1,9 +1,13 @@
 """Files that are replaced as a whole."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import BinaryIO
+
+# of a disk, a quota, or a limit on the size of files
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager

@@ -36,11 +36,11 @@ MAX_BAD_IMAGES = 0.01
 class Repair(Enum):
     """What is done about a fault that does not stop a training; the value describes it."""
 
-    CLIP = "boxes clipped to the image"
-    DROP_OUTSIDE = "boxes outside the image dropped"
-    DROP_EMPTY = "empty boxes dropped"
-    DROP_REPEATED = "repeated boxes dropped"
-    RESIZE = "image sizes taken from the file"
+    CLIP = "box(es) clipped to the image"
+    DROP_OUTSIDE = "box(es) outside the image dropped"
+    DROP_EMPTY = "empty box(es) dropped"
+    DROP_REPEATED = "repeated box(es) dropped"
+    RESIZE = "image size(s) taken from the file"
 
 
 class Fault(NamedTuple):
@@ -131,13 +131,13 @@ def accept(name: str, data: Reading) -> list[dict]:
         if len(bad_images) > MAX_BAD_IMAGES * total:
             raise UserError(
                 f"{len(bad_images)} of {total} images of {name} cannot be read, more than {MAX_BAD_IMAGES:.0%}, "
-                f"such as {bad_images[0].bad_image}: copy them again"
+                f"such as {bad_images[0].bad_image}: copy them again (python -m clockdistill.data.check lists them)"
             )
         paths = ", ".join(fault.bad_image for fault in bad_images)
         logger.warning(f"{name}: left out {len(bad_images)} of {total} images that cannot be read: {paths}")
     raise_faults(
         [
-            fault.message
+            fault.message + (", or set train.skip_bad_images=True" if fault.bad_image else "")
             for fault in data.faults
             if not (fault.bad_image and policy.skip_bad_images) and (policy.strict or fault.repair is None)
         ]

@@ -169,7 +169,9 @@ def annotation_faults(annotation: dict, records: dict, categories: dict) -> Iter
         yield f"unknown image {annotation['image_id']}; add it to `images`", None
     if not (len(box) == 4 and all(isinstance(x, int | float) for x in box)):
         yield f"invalid box {box}; write four numbers: left, top, width, height", None
-    elif not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
-        is_empty = all(map(math.isfinite, box)) and min(box[2:]) == 0
+    elif not all(map(math.isfinite, box)):
+        yield f"box {box} is not finite; write four numbers: left, top, width, height", None
+    elif min(box[2:]) <= 0:
+        is_empty = min(box[2:]) == 0
         text = f"inverted or empty box ({', '.join(f'{x:g}' for x in box)}); the order is left, top, width, height"
         yield text, Repair.DROP_EMPTY if is_empty else None

@@ -213,7 +213,10 @@ class PeriodicCheckpointer(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter:
-            self.save()
+            try:
+                self.save()
+            except UserError as error:
+                raise UserError(f"{error}; {self.last()}") from error
         elif done % self.period == 0 and not self.trainer.nonfinite_steps:
             try:
                 self.save()
@@ -225,6 +228,11 @@ class PeriodicCheckpointer(HookBase):
         if self.trainer.iter >= self.trainer.max_iter:
             done = max(self.trainer.start_iter, self.trainer.max_iter)
             self.checkpointer.save_model("model_final", iteration=done - 1)
+
+    def last(self) -> str:
+        """Say which checkpoint --resume continues from."""
+        path = self.checkpointer.get_checkpoint_file()
+        return f"--resume continues from {path}" if path else "there is no checkpoint to resume from"
 
     def save(self) -> str:
         """Save the state after the trainer's current iteration, delete old checkpoints, and return the model's path."""

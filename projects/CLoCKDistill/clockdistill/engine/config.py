@@ -93,6 +93,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def _parse(text: str) -> tuple[Override, Any]:
+    if text.startswith("--"):
+        raise UserError(f"{text} comes too late: write flags before the config overrides")
     if "=" not in text:
         raise UserError(f"cannot parse {text!r} on the command line: write config overrides as key=value")
     try:

@@ -19,7 +19,7 @@ from torch import cuda, distributed
 
 from ..errors import UserError
 from ..layers import extension
-from .launch import USER_ERRORS
+from .launch import error_sentence
 from .output_dir import make_output_dir
 
 LOGGERS = ("clockdistill", "detectron2", "fvcore")
@@ -65,8 +65,11 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + rank)
 
 
-def open_output_dir(cfg: DictConfig) -> None:
+def open_output_dir(cfg: DictConfig, write_config: bool = True) -> None:
     """Create the output folder, with config.yaml and log.txt, or append to an earlier log.txt.
+
+    Args:
+        write_config: False keeps the config of a training that is evaluated.
 
     Raises:
         UserError: it cannot be created or written to.
@@ -79,11 +82,11 @@ def open_output_dir(cfg: DictConfig) -> None:
     _buffer.flush()
     # from now on, write each record at once
     _buffer.flushLevel = logging.NOTSET
-    if comm.is_main_process():
+    if write_config and comm.is_main_process():
         path = os.path.join(output_dir, "config.yaml")
         LazyConfig.save(cfg, path)
         logger.info(f"Full config saved to {path}")
 
 
 def _is_not_user_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], USER_ERRORS))
+    return not (record.exc_info and error_sentence(record.exc_info[1]) is not None)

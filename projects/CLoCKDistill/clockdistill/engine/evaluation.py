@@ -68,7 +68,7 @@ def _evaluate(output: DictConfig, cfgs: dict[str, DictConfig]) -> dict[str, dict
     # load everything first, so that an error comes before the first evaluation
     models = {name: load_model(cfg) for name, cfg in cfgs.items()}
     loader = build_test_loader(output)
-    open_output_dir(output)
+    open_output_dir(output, write_config=False)
     results = {
         name: evaluate(models[name], loader, build_evaluator(cfg), cfg.train.output_dir) for name, cfg in cfgs.items()
     }

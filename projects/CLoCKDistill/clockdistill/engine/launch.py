@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from torch import distributed
 
 from ..errors import UserError
+from ..files import DISK_FULL
 from .stop import STOP_SIGNALS, Stopped
 
 # how long a process waits for the others, which may be evaluating, before it gives up
@@ -78,6 +79,7 @@ def run(main: Main, args: argparse.Namespace) -> int:
         if world.size > 1 and not under_torchrun:
             return Launcher(main, args, world).run()
         if world.size > 1:
+            end_with_parent()
             join(world, int(os.environ["LOCAL_RANK"]))
         # only the machines whose processes failed count a restart
         if any(comm.all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))):
@@ -128,9 +130,9 @@ def check_arguments(args: argparse.Namespace) -> World:
 def check_local_size(local_size: int, given: str) -> None:
     gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
     if gpus and local_size > gpus:
-        raise UserError(f"{given}, but this machine has {gpus} GPU(s): start at most {gpus} process(es)")
+        raise UserError(f"{given}, but this machine has {gpus} GPU(s): start one process per GPU at most")
     if not gpus and local_size > cores:
-        raise UserError(f"{given}, but this machine has no GPU and {cores} core(s): start at most {cores} process(es)")
+        raise UserError(f"{given}, but this machine has no GPU and {cores} core(s): start one process per core at most")
 
 
 def check_url(url: str, args: argparse.Namespace) -> str:
@@ -272,7 +274,7 @@ class Launcher:
                     process.kill()
                 else:
                     # Ctrl-C in a terminal reaches all processes, which therefore ignore SIGINT
-                    os.kill(process.pid, signal.SIGTERM)
+                    os.kill(process.pid, signal.SIGTERM if number == signal.SIGINT else number)
         self.received = self.received or number
 
     def wait(self) -> list[multiprocessing.Process]:
@@ -322,8 +324,7 @@ def work(main: Main, args: argparse.Namespace, world: World, local_rank: int, wr
     Args:
         writer: gets (whether a connection to another process was lost, time, message) after an error.
     """
-    # end with the launcher, even if that is killed
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         join(world, local_rank)
@@ -338,6 +339,11 @@ def work(main: Main, args: argparse.Namespace, world: World, local_rank: int, wr
         sys.exit(1)
 
 
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the launcher or torchrun has been killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def error_sentence(error: Exception) -> str | None:
     """Return the message of a user error, or None for any other error.
 
@@ -348,6 +354,9 @@ def error_sentence(error: Exception) -> str | None:
         return last_line[1]
     if isinstance(error, USER_ERRORS):
         return str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        what = error.filename or "the output"
+        return f"cannot write {what} ({error.strerror}): free some space, or set train.output_dir to another disk"
     if isinstance(error, RuntimeError) and distributed.is_initialized():
         rank = comm.get_rank()
         if TIMED_OUT.search(str(error)):

@@ -3,7 +3,6 @@
 After any number of interruptions, metrics.json and TensorBoard's files are those of an uninterrupted training.
 """
 
-import errno
 import json
 import logging
 import os
@@ -16,14 +15,12 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter, get_event_storage
 
-from ..files import replaced
+from ..files import DISK_FULL, replaced
 
 # number of values over which Detectron2's writers take medians
 WINDOW = 20
 # what differs between two runs of one training
 TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
 

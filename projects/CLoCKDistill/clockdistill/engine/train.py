@@ -138,6 +138,8 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
 
     def has_checkpoint() -> bool:
         if checkpointer.has_checkpoint() and not resume:
+            with locked(output_dir):  # if another training is running, say that
+                pass
             raise UserError(
                 f"train.output_dir {output_dir} has the checkpoint of an earlier training: add --resume to continue "
                 "it, or set another folder"
@@ -294,10 +296,15 @@ def save_and_report(trainer: Trainer | None, stopped: Stopped) -> None:
         logger.warning(f"Stopped by {stopped} before the first step: start the training again as before")
     elif trainer.iter != trainer.last_iter:
         # in the middle of a step, or in the final evaluation: the weights are those of no finished step
-        logger.warning(f"Stopped by {stopped} in iteration {trainer.iter}: continue with --resume")
+        where = f"in iteration {trainer.iter}" if trainer.iter < trainer.max_iter else "in the last evaluation"
+        logger.warning(f"Stopped by {stopped} {where}; {trainer.checkpointer.last()}")
     else:
-        path = trainer.checkpointer.save()
-        logger.warning(f"Stopped by {stopped} after iteration {trainer.iter}, saved in {path}: continue with --resume")
+        try:
+            path = trainer.checkpointer.save()
+            how = f", saved in {path}: continue with --resume"
+        except UserError as error:
+            how = f", but {error}; {trainer.checkpointer.last()}"
+        logger.warning(f"Stopped by {stopped} after iteration {trainer.iter}{how}")
     if stopped.together:
         # a process that ends before the checkpoint is written may take the others with it
         comm.synchronize()

@@ -155,7 +155,7 @@ class Trainer(SimpleTrainer):
             )
             return
         first = self.iter - self.nonfinite_steps + 1
-        where = f"at iteration {first}" + (f" and all up to {self.iter}" if first < self.iter else "")
+        where = f"at iteration {first}" if first == self.iter else f"in iterations {first} to {self.iter}"
         remedy = "lower optimizer.lr" + ("" if self.amp_dtype is None else " or set train.amp.enabled=False")
         raise FloatingPointError(f"the {what} became NaN or infinite {where} ({names}): {remedy}")
 
@@ -173,12 +173,18 @@ class Trainer(SimpleTrainer):
             "grad_scaler": self.grad_scaler.state_dict(),
             "nonfinite_steps": self.nonfinite_steps,
             "skipped_steps": self.skipped_steps,
+            "num_processes": comm.get_world_size(),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self.nonfinite_steps = state_dict.get("nonfinite_steps", 0)
         self.skipped_steps = state_dict.get("skipped_steps", 0)
+        before, now = state_dict.get("num_processes", 1), comm.get_world_size()
+        if before != now:
+            logger.warning(
+                f"The checkpoint is of {before} process(es), and now there are {now}: data come in another order"
+            )
         # the state is empty if the earlier run used another precision; then keep the new scaler
         if state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
