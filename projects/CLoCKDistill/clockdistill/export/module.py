@@ -44,8 +44,9 @@ class ExportableDetector(nn.Module):
         valid = (torch.arange(height) < sizes[:, :1])[:, :, None] & (torch.arange(width) < sizes[:, 1:])[:, None]
         pixels = (images.float() - detector.pixel_mean) / detector.pixel_std * valid[:, None]
         # as `Detector.preprocess` does
-        divisor = max(1, getattr(detector.backbone, "size_divisibility", 0))
-        pixels = F.pad(pixels, (0, -width % divisor, 0, -height % divisor))
+        divisor = getattr(detector.backbone, "size_divisibility", 0)
+        if divisor > 1:
+            pixels = F.pad(pixels, (0, -width % divisor, 0, -height % divisor))
         memory = detector.encode(ImageList(pixels, sizes))
         predictions = detector.decode(memory, contiguous(detector.propose(memory)))
         boxes, scores, labels = detector.top_detections(predictions)

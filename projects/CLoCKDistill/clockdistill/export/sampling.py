@@ -40,7 +40,7 @@ def by_gather(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tenso
     """Gather the four cells around every location, without `grid_sample`. Arguments as in `by_grid_sample`."""
     B, N, heads, D = value.shape
     Q = locations.shape[1]
-    sizes = torch.tensor([(width, height) for height, width in shapes])[:, None]
+    sizes = torch.stack([torch.stack([torch.as_tensor(size) for size in shape[::-1]]) for shape in shapes])[:, None]
     areas = sizes.prod(-1)
     starts = areas.cumsum(0) - areas  # (levels, 1)
     # coordinates in cells; the cells of a location that is clamped are all outside the map

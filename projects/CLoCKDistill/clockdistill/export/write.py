@@ -25,8 +25,6 @@ METADATA_FILE = "metadata.json"
 INPUTS, OUTPUTS = ("images", "sizes"), ("boxes", "scores", "labels")
 # the first with GridSample is 16; ONNX Runtime and OpenVINO run both
 OPSET = 17
-# of a pt2 file whose size is free
-LARGEST_SIDE = 8192
 
 
 def metadata_of(
@@ -138,10 +136,9 @@ def write_program(
 ) -> None:
     """Write a program that `torch.export.load` reads."""
     batch = torch.export.Dim("batch")
-    images = {0: batch}
     if dynamic:
-        images |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
-    program = torch.export.export(module, inputs, dynamic_shapes=(images, {0: batch}))
+        raise UserError(f"{path.name} must have a fixed size: torch.export supports a free size for no detector")
+    program = torch.export.export(module, inputs, dynamic_shapes=({0: batch}, {0: batch}))
     torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 

@@ -35,7 +35,8 @@ class Memory:
     @cached_property
     def spatial_shapes(self) -> Tensor:
         """Level shapes, (levels, 2) integers, on the CPU, so that reading them does not synchronize with the GPU."""
-        return torch.tensor(self.level_shapes)
+        # not `torch.tensor`, which would turn the sizes of a traced graph into constants
+        return torch.stack([torch.stack([torch.as_tensor(size) for size in shape]) for shape in self.level_shapes])
 
     @cached_property
     def level_start_index(self) -> Tensor:
