@@ -7,8 +7,8 @@ heights and widths without padding at the right and bottom. It returns `boxes` (
 `labels` (B, N). Normalization, padding mask and the selection of the best boxes are inside; class names and test-time
 resizing are in the metadata.
 
-The file is then run on images of the config's test set or of --images. Its boxes must equal PyTorch's to 0.01 pixels, and
-its scores to 0.0001; otherwise no file is left.
+The file is then run on images of the config's test set or of --images. Its boxes must equal PyTorch's to 0.01 pixels,
+and its scores to 0.0001; otherwise no file is left.
 
 Examples:
     export.py --config-file configs/dino/dino_r18_kitti_12ep.py --output student.onnx --size 376x1242 \\

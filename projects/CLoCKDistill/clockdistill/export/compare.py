@@ -2,8 +2,8 @@
 
 A detector ranks its proposals and its detections by score. If two scores differ by less than rounding, their order is
 arbitrary, and in DINO the rank of a proposal decides which content it gets: two correct runtimes may disagree about
-whole objects. Therefore PyTorch uses the runtime's rankings, after a check that they are rankings of PyTorch's own scores
-to within rounding. Then all detections are compared, one by one.
+whole objects. Therefore PyTorch uses the runtime's rankings, after a check that they rank PyTorch's own scores to
+within rounding. Then all detections are compared, one by one.
 """
 
 from collections.abc import Iterable
