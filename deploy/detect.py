@@ -101,7 +101,13 @@ def read_images(inputs):
                 )
 
 
-def main(args):
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", required=True, help="file that export.py has written, .onnx or .xml")
+    parser.add_argument("--input", required=True, nargs="+", help="images, folders, videos or numbers of cameras")
+    parser.add_argument("--output", required=True, help="folder for pictures, videos and predictions.jsonl")
+    parser.add_argument("--threshold", type=float, default=0.3, help="minimum score (default: 0.3)")
+    args = parser.parse_args()
     run, texts = open_model(Path(args.model))
     try:
         metadata = {key: json.loads(texts[key]) for key in ("class_names", "resize", "size")}
@@ -141,9 +147,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", required=True, help="file that export.py has written, .onnx or .xml")
-    parser.add_argument("--input", required=True, nargs="+", help="images, folders, videos or numbers of cameras")
-    parser.add_argument("--output", required=True, help="folder for pictures, videos and predictions.jsonl")
-    parser.add_argument("--threshold", type=float, default=0.3, help="minimum score (default: 0.3)")
-    main(parser.parse_args())
+    main()

@@ -10,9 +10,11 @@ import pytest
 import torch
 from detectron2.data import transforms as T
 
-from clockdistill.export import write_model
+import detect as detect_script
+from clockdistill.export import ExportedDetector, write_model
 from helpers.documents import ROOT
 from helpers.models import add_noise, tiny
+from predict import predict
 
 pytest.importorskip("onnx", reason="pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="pip install -e .[export]")
@@ -57,9 +59,6 @@ def detect(folder, model, *inputs):
 
 
 def test_images_and_videos(folder):
-    from clockdistill.export import ExportedDetector
-    from predict import predict
-
     result = detect(folder, "model.onnx", "photos", "drive.mp4")
     assert result.returncode == 0, result.stderr
     assert "4 images, " in result.stdout
@@ -104,16 +103,11 @@ def test_wrong_files_are_named_in_one_sentence(folder, model, source, sentence):
 
 
 def test_resizing_is_that_of_detectron2():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("detect", DETECT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     rng = np.random.default_rng(0)
     for height, width, rows, columns in ((37, 91, 50, 123), (480, 640, 128, 171), (96, 320, 96, 320), (60, 40, 20, 13)):
         image = rng.integers(0, 256, (height, width, 3), np.uint8)
         expected = T.ResizeTransform(height, width, rows, columns).apply_image(image)
-        assert np.array_equal(module.resize(image, rows, columns), expected)
+        assert np.array_equal(detect_script.resize(image, rows, columns), expected)
 
 
 def test_it_is_short():

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.metadata
+import inspect
 import json
 import logging
 import warnings
@@ -108,7 +109,7 @@ def write_onnx(
             output_names=OUTPUTS,
             dynamic_axes=axes,
             opset_version=OPSET,
-            **({"dynamo": False} if "dynamo" in torch.onnx.export.__code__.co_varnames else {}),
+            **({"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}),
         )
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
