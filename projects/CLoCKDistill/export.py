@@ -64,15 +64,18 @@ def main(args: argparse.Namespace) -> None:
         size=fixed_size,
     )
     print("writing {} for images of {}x{} pixels{}".format(output, *size, " as an example" if args.dynamic else ""))
-    # on the same disk, so that the complete file appears at once
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.absolute().parent) as folder:
-        file = Path(folder) / output.name
-        write_model(detector, file, size, contents, args.dynamic, args.grid_sample)
-        images = read_images(paths[:NUM_IMAGES], augmentations)
-        differences = compare_models(detector, file, images, fixed_size)
-        # the weights of an OpenVINO model come first: a model without them does not open
-        for part in sorted(Path(folder).iterdir(), key=lambda path: path == file):
-            part.replace(output.with_name(part.name))
+    try:
+        # on the same disk, so that the complete file appears at once
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=output.absolute().parent) as folder:
+            file = Path(folder) / output.name
+            write_model(detector, file, size, contents, args.dynamic, args.grid_sample)
+            images = read_images(paths[:NUM_IMAGES], augmentations)
+            differences = compare_models(detector, file, images, fixed_size)
+            # the weights of an OpenVINO model come first: a model without them does not open
+            for part in sorted(Path(folder).iterdir(), key=lambda path: path == file):
+                part.replace(output.with_name(part.name))
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}; free some space, or choose another disk") from error
     print(f"compared with PyTorch on {differences.images} images: {differences}")
     print(f"exported model: {output}")
 
