@@ -133,5 +133,6 @@ setup(
         "matplotlib",
         "tensorboard",
     ],
+    extras_require={"export": ["onnx", "onnxruntime", "openvino"]},
     **operators(),
 )

@@ -144,7 +144,12 @@ def check_arguments(args, outputs):
         check_path(cfg.train.init_checkpoint, outputs)
         for key in ("config", "checkpoint"):
             check_path(OmegaConf.select(cfg, f"distillation.teacher.{key}") or "", outputs)
-    for text in (*getattr(args, "compare", []), *getattr(args, "model", [])):
+    model = getattr(args, "model", None) or []
+    models = [f"exported={model}"] if isinstance(model, str) else model
+    for text in (*getattr(args, "compare", []), *models):
+        if exported := re.fullmatch(r"[^=]+=([^:]+\.(?:onnx|xml|pt2))", text):
+            check_path(exported[1], outputs)
+            continue
         config, checkpoint = re.fullmatch("[^=]+=(.+?):(.+)", text).groups()
         outputs.add(Path(load(config).train.output_dir).name)
         check_path(checkpoint, outputs)

@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "distillation": {"layers", "modeling"},
     "data": set(),
     "evaluation": {"data", "layers"},
-    "engine": {"data", "distillation", "evaluation", "layers", "modeling"},
+    "export": {"layers", "modeling"},
+    "engine": {"data", "distillation", "evaluation", "export", "layers", "modeling"},
     "collect_env": {"layers"},
 }
 

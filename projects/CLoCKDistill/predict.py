@@ -18,6 +18,7 @@ Examples:
         --threshold 0.5 --opts train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
     predict.py --config-file configs/dino/dino_r18_kitti_12ep.py --input drive.mp4 --output predictions \\
         --opts train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
+    predict.py --model student.onnx --input photos/ --output predictions
 """
 
 import argparse
@@ -42,6 +43,7 @@ from clockdistill.engine import load_config, load_model_and_metadata, run
 from clockdistill.engine.arguments import score
 from clockdistill.errors import UserError
 from clockdistill.evaluation.pictures import draw_detections, write_png
+from clockdistill.export import ExportedDetector
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -52,10 +54,17 @@ def main(args: argparse.Namespace) -> None:
     for path in images + videos:
         if path.parent.resolve() == output.resolve():
             raise UserError(f"{path} is in the output folder and could be overwritten: choose another --output")
-    cfg = load_config(args.config_file, args.opts)
-    detector, metadata = load_model_and_metadata(cfg)
-    class_names = get_class_names(cfg, metadata)
-    augmentations = get_augmentations(cfg, metadata)
+    if args.model is not None:
+        detector = ExportedDetector(args.model)
+        class_names = detector.metadata["class_names"]
+        augmentations = get_augmentations(OmegaConf.create(), detector.metadata)
+    elif args.config_file is not None:
+        cfg = load_config(args.config_file, args.opts)
+        detector, metadata = load_model_and_metadata(cfg)
+        class_names = get_class_names(cfg, metadata)
+        augmentations = get_augmentations(cfg, metadata)
+    else:
+        raise UserError("no model: give --model with an exported file, or --config-file and train.init_checkpoint")
     output.mkdir(parents=True, exist_ok=True)
 
     unreadable = []
@@ -204,7 +213,10 @@ def to_json(instances: Instances, class_names: Sequence[str]) -> list[dict]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file of the model")
+    parser.add_argument("--config-file", metavar="FILE", help="LazyConfig file of the model")
+    parser.add_argument(
+        "--model", metavar="FILE", help="model exported by export.py (.onnx, .xml, .pt2), instead of a config"
+    )
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="PATH", help="image files, folders of images, or videos"
     )

@@ -41,7 +41,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="NAME=CONFIG:CHECKPOINT",
         help="with --eval-only, once for each model: evaluate these on the test data of --config-file, in one table "
-        "with differences from the first; the model and train.init_checkpoint of --config-file are then not used",
+        "with differences from the first; the model and train.init_checkpoint of --config-file are then not used; "
+        "NAME=FILE for a model exported by export.py",
     )
     return parser.parse_args(argv)
 

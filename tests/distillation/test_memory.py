@@ -21,13 +21,11 @@ def make_memory(shapes, valid, channels=3, dtype=torch.float32):
             masks.append(mask.flatten())
         padding.append(torch.cat(masks))
         ratios.append([[w / width, h / height] for (height, width), (h, w) in zip(shapes, image, strict=True)])
-    sizes = torch.tensor([h * w for h, w in shapes])
     return Memory(
         tokens=torch.randn(len(valid), tokens, channels, dtype=dtype),
         features=torch.randn(len(valid), tokens, channels, dtype=dtype),
         padding_mask=torch.stack(padding),
-        spatial_shapes=torch.tensor(shapes),
-        level_start_index=sizes.cumsum(0) - sizes,
+        level_shapes=shapes,
         valid_ratios=torch.tensor(ratios),
     )
 

@@ -7,14 +7,16 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 
+import torch
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
 
 from ..errors import UserError
-from ..evaluation.cost import benchmark, environment
+from ..evaluation.cost import MEBI, benchmark, environment
 from ..evaluation.results import comparison_table, nan_to_none, write_json
+from ..export import SUFFIXES, ExportedDetector
 from .config import load_config
 from .defaults import open_output_dir
 from .model_spec import parse_model_specs
@@ -42,19 +44,21 @@ def compare(cfg: DictConfig, models: Sequence[str]) -> dict[str, dict]:
 
     Args:
         cfg: the test set, and the number of classes of all models.
-        models: NAME=CONFIG:CHECKPOINT each. Only `model` of these configs is used.
+        models: NAME=CONFIG:CHECKPOINT each, of which only `model` of the config is used, or NAME=FILE for an exported
+            model.
 
     Raises:
         UserError: if a model cannot be parsed or loaded, or its name is not unique or not a valid folder name.
     """
     cfgs = {}
-    for name, config_file, checkpoint in parse_model_specs(models, "--compare"):
+    for name, config_file, checkpoint in parse_model_specs(models, "--compare", exported=True):
         if not FOLDER.fullmatch(name):
             raise UserError(f"--compare {name!r} is not a valid folder name for its results: use letters, digits, ._+-")
         cfgs[name] = model_cfg = copy.deepcopy(cfg)
-        model_cfg.model = load_config(config_file).model
-        if "num_classes" in model_cfg.model:
-            model_cfg.model.num_classes = cfg.model.num_classes  # the command line may have set it
+        if config_file:
+            model_cfg.model = load_config(config_file).model
+            if "num_classes" in model_cfg.model:
+                model_cfg.model.num_classes = cfg.model.num_classes  # the command line may have set it
         model_cfg.train.init_checkpoint = checkpoint
         model_cfg.train.output_dir = os.path.join(cfg.train.output_dir, name)
     results = _evaluate(cfg, cfgs)
@@ -66,7 +70,7 @@ def compare(cfg: DictConfig, models: Sequence[str]) -> dict[str, dict]:
 def _evaluate(output: DictConfig, cfgs: dict[str, DictConfig]) -> dict[str, dict]:
     """Evaluate the models of configs with the same test set, and log to the output folder of `output`."""
     # load everything first, so that an error comes before the first evaluation
-    models = {name: load_model(cfg) for name, cfg in cfgs.items()}
+    models = {name: load(cfg) for name, cfg in cfgs.items()}
     loader = build_test_loader(output)
     open_output_dir(output, write_config=False)
     results = {
@@ -80,16 +84,40 @@ def _evaluate(output: DictConfig, cfgs: dict[str, DictConfig]) -> dict[str, dict
     if settings is not None:
         costs, machine = _benchmark(loader, models, **settings)
         for name, cfg in cfgs.items():
-            results[name] |= dict(benchmark=costs[name], environment=machine)
+            size = file_size(models[name], cfg.train.init_checkpoint)
+            results[name] |= dict(benchmark=costs[name] | dict(file_mib=size), environment=machine)
             write_json(results[name], os.path.join(cfg.train.output_dir, "results.json"))
     logger.info(f"Results{f', and differences from {first}' if len(cfgs) > 1 else ''}:\n{comparison_table(results)}")
     return results
+
+
+def load(cfg: DictConfig) -> nn.Module:
+    """Return the model of a config, or the exported one that `cfg.train.init_checkpoint` names."""
+    path = cfg.train.init_checkpoint
+    if not path.endswith(SUFFIXES):
+        return load_model(cfg)
+    model = ExportedDetector(path)
+    if model.num_classes != cfg.model.num_classes:
+        raise UserError(
+            f"{path} has {model.num_classes} classes and the config {cfg.model.num_classes}: compare models of one "
+            "dataset"
+        )
+    return model
+
+
+def file_size(model: nn.Module, checkpoint: str) -> float | None:
+    """Return the size of a model's file in MiB, or None if it is not on this disk."""
+    if isinstance(model, ExportedDetector):
+        return model.file_size / MEBI
+    return os.path.getsize(checkpoint) / MEBI if os.path.isfile(checkpoint) else None
 
 
 def _benchmark(loader: Iterable, models: dict[str, nn.Module], images: int, rounds: int) -> tuple[dict, dict]:
     """Measure the cost of models on the first images of the test set, and describe the environment."""
     logger.info(f"Measuring latency and memory on {images} images, {rounds} rounds")
     inputs = list(islice(chain.from_iterable(loader), images))
-    machine = environment(next(next(iter(models.values())).parameters()).device)
+    # exported models have no parameters, and run on the CPU
+    devices = [parameter.device for model in models.values() for parameter in model.parameters()]
+    machine = environment(devices[0] if devices else torch.device("cpu"))
     logger.info(f"Hardware and versions:\n{tabulate(machine.items())}")
     return benchmark(models, inputs, rounds), machine

@@ -40,20 +40,22 @@ def benchmark(models: dict[str, nn.Module], inputs: list[dict], rounds: int) -> 
             ms_per_image, ms_per_image_p95: median and 95th percentile of `latency`;
             images_per_second: 1000 / mean latency;
             peak_memory_mib: see `peak_memory`.
+        parameters, gflops and peak_memory_mib are None for models without parameters, which run outside of PyTorch.
     """
     times = latency(models, inputs, rounds)
     sizes = [tuple(x["image"].shape[-2:]) for x in inputs]
     size = statistics.mode(sizes)
     x = inputs[sizes.index(size)]
+    in_pytorch = {name: count_parameters(model) > 0 for name, model in models.items()}
     return {
         name: dict(
-            parameters=count_parameters(model),
+            parameters=count_parameters(model) if in_pytorch[name] else None,
             image_size=list(size),
-            gflops=count_flops(model, x) / 1e9,
+            gflops=count_flops(model, x) / 1e9 if in_pytorch[name] else None,
             ms_per_image=statistics.median(times[name]),
             ms_per_image_p95=float(np.percentile(times[name], 95)),
             images_per_second=1000 / statistics.mean(times[name]),
-            peak_memory_mib=peak_memory(model, x) / MEBI,
+            peak_memory_mib=peak_memory(model, x) / MEBI if in_pytorch[name] else None,
         )
         for name, model in models.items()
     }

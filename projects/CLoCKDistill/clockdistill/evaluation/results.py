@@ -59,8 +59,11 @@ def comparison_table(results: dict[str, dict]) -> str:
             ("ms per image, 95th percentile", "ms_per_image_p95", 1, ".1f"),
             ("images per second", "images_per_second", 1, ".1f"),
             ("peak memory (MiB)", "peak_memory_mib", 1, ".0f"),
+            ("file (MiB)", "file_mib", 1, ".1f"),
         ):
-            rows.append([label, *_cells([cost[key] / unit for cost in costs], form)])
+            values = [cost.get(key) for cost in costs]
+            if any(value is not None for value in values):
+                rows.append([label, *_cells([None if value is None else value / unit for value in values], form)])
     alignment = ("left", *("right" for _ in results))
     return tabulate(rows, ["", *results], tablefmt="pipe", disable_numparse=True, colalign=alignment)
 

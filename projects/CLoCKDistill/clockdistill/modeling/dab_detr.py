@@ -43,7 +43,7 @@ class DABDETR(Detector):
         else:
             content = self.patterns.weight.repeat_interleave(len(boxes), 0)
             boxes = boxes.repeat(len(self.patterns.weight), 1)
-        batch = len(memory.tokens)
+        batch = memory.tokens.shape[0]
         return Queries(content.expand(batch, -1, -1), boxes.expand(batch, -1, -1))
 
     def decode(self, memory: Memory, queries: Queries) -> Predictions:
@@ -114,7 +114,8 @@ class DABDecoder(AnchorDecoder):
         # Eq. 6: similarity along x times w_ref / w, along y times h_ref / h; y comes before x
         # the clamp keeps tiny boxes from overflowing float16
         stretch = self.extent_head(x).sigmoid() / reference[..., 2:].clamp(min=1e-4)
-        center = center * stretch.flip(-1).repeat_interleave(half, -1)
+        # for -1, the ONNX exporter of torch overwrites every -1 in the graph
+        center = center * stretch.flip(-1).repeat_interleave(half, 2)
         return self.layers[index](x, self.reference_head(encoded), center, memory, mask)
 
 

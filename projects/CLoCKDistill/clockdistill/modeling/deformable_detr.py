@@ -62,7 +62,7 @@ class DeformableDETR(Detector):
     def propose(self, memory: Memory) -> Queries:
         """Return object queries: learned ones, or the encoded boxes of the best-scored cells."""
         if not self.two_stage:
-            position, content = self.query_embedding.weight.expand(len(memory.tokens), -1, -1).chunk(2, -1)
+            position, content = self.query_embedding.weight.expand(memory.tokens.shape[0], -1, -1).chunk(2, -1)
             # in half precision neighboring points would be pixels apart
             points = self.reference_points(position).float().sigmoid()
             return Queries(content, torch.cat((points, torch.full_like(points, 0.5)), -1), position=position)

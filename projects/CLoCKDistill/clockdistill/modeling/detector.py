@@ -192,25 +192,34 @@ class Detector(nn.Module):
             targets.append(target if ignored is None else target._replace(ignored=make_target(ignored.to(self.device))))
         return Targets(targets)
 
+    def top_detections(self, predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the `detections_per_image` highest-scoring (query, class) pairs of the last layer, best first.
+
+        Returns:
+            boxes (B, N, 4) as (x1, y1, x2, y2) in [0, 1] of the image, scores (B, N) and labels (B, N).
+        """
+        scores = predictions.logits[-1].float().sigmoid().flatten(1)
+        # a NaN is greater than any number, so that the best scores have all of them
+        scores, index = scores.topk(min(self.detections_per_image, scores.shape[1]))
+        query, labels = index // self.num_classes, index % self.num_classes
+        boxes = predictions.boxes[-1].float().gather(1, query[..., None].expand(-1, -1, 4))
+        return box_convert(boxes, "cxcywh", "xyxy"), scores, labels
+
     def postprocess(
         self, predictions: Predictions, batched_inputs: list[dict], image_sizes: list[tuple[int, int]]
     ) -> list[dict[str, Instances]]:
         """Return the highest-scoring (query, class) pairs of the last layer, scaled to the output size."""
-        scores = predictions.logits[-1].float().sigmoid().flatten(1)
+        boxes, scores, labels = self.top_detections(predictions)
         if not scores.isfinite().all():
             raise UserError(
                 "the model's scores are NaN or infinite: use an earlier checkpoint, or train with a lower optimizer.lr"
             )
-        scores, index = scores.topk(min(self.detections_per_image, scores.shape[1]))
-        query, label = index // self.num_classes, index % self.num_classes
-        boxes = predictions.boxes[-1].float().gather(1, query[..., None].expand(-1, -1, 4))
-        boxes = box_convert(boxes, "cxcywh", "xyxy")
         results = []
         for i, ((height, width), inputs) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
             instances = Instances((height, width))
             instances.pred_boxes = Boxes(boxes[i] * boxes.new_tensor([width, height, width, height]))
             instances.scores = scores[i]
-            instances.pred_classes = label[i]
+            instances.pred_classes = labels[i]
             output_size = inputs.get("height", height), inputs.get("width", width)
             results.append({"instances": detector_postprocess(instances, *output_size)})
         return results
@@ -227,12 +236,20 @@ def make_target(instances: Instances) -> Target:
 def padding_masks(images: ImageList, shapes: list[tuple[int, int]]) -> list[Tensor]:
     """Return one mask (B, H_l, W_l) per level shape (H_l, W_l), True on padding.
 
-    As in DETR, a cell is padding if the pixel at its upper-left corner is.
+    As in DETR, a cell is padding if the pixel at its upper-left corner is. `image_sizes` may also be a tensor (B, 2).
     """
-    mask = torch.ones(images.tensor.shape[0], *images.tensor.shape[-2:], device=images.tensor.device)
-    for m, (height, width) in zip(mask, images.image_sizes, strict=True):
-        m[:height, :width] = 0
-    return [nn.functional.interpolate(mask[None], size=shape)[0].bool() for shape in shapes]
+    sizes = images.image_sizes
+    if not isinstance(sizes, Tensor):
+        sizes = torch.tensor([tuple(size) for size in sizes]).to(images.tensor.device, non_blocking=True)
+    masks = []
+    for shape in shapes:
+        # the pixels that `interpolate` would take, in its arithmetic
+        rows, columns = (
+            (torch.arange(cells, device=sizes.device, dtype=torch.float32) * (pixels / cells)).floor()
+            for cells, pixels in zip(shape, images.tensor.shape[-2:], strict=True)
+        )
+        masks.append((rows >= sizes[:, :1])[:, :, None] | (columns >= sizes[:, 1:])[:, None])
+    return masks
 
 
 def make_class_head(embed_dim: int, num_classes: int) -> nn.Linear:

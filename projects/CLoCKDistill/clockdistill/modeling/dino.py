@@ -43,7 +43,7 @@ class DINO(Detector):
         )
         best = top_proposals(proposals, proposals.logits[0].amax(-1), self.content.num_embeddings)
         reference = best.boxes[0].detach()
-        content = self.content.weight[: reference.shape[1]].expand(len(reference), -1, -1)
+        content = self.content.weight[: reference.shape[1]].expand(reference.shape[0], -1, -1)
         return Queries(content, reference, proposals=best)
 
     def decode(self, memory: Memory, queries: Queries) -> Predictions:

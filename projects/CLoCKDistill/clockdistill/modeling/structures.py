@@ -19,9 +19,8 @@ class Memory:
         tokens: (B, N, C).
         features: (B, N, C), the encoder's input: the backbone's features after the neck.
         padding_mask: (B, N), True on padding.
-        spatial_shapes: (levels, 2) integers, height and width of the padded levels; on the CPU, so that reading them
-            does not synchronize with the GPU.
-        level_start_index: (levels,) integers, also on the CPU.
+        level_shapes: height and width of each padded level. They are numbers, not a tensor, because the sizes in an
+            exported graph cannot depend on a tensor's values.
         valid_ratios: (B, levels, 2), the fraction of width and height that is not padding.
         position: (B, N, C), position encoding of the cells, or None.
     """
@@ -29,10 +28,21 @@ class Memory:
     tokens: Tensor
     features: Tensor
     padding_mask: Tensor
-    spatial_shapes: Tensor
-    level_start_index: Tensor
+    level_shapes: Sequence[tuple[int, int]]
     valid_ratios: Tensor
     position: Tensor | None = None
+
+    @cached_property
+    def spatial_shapes(self) -> Tensor:
+        """Level shapes, (levels, 2) integers, on the CPU, so that reading them does not synchronize with the GPU."""
+        # not `torch.tensor`, which would turn the sizes of a traced graph into constants
+        return torch.stack([torch.stack([torch.as_tensor(size) for size in shape]) for shape in self.level_shapes])
+
+    @cached_property
+    def level_start_index(self) -> Tensor:
+        """Index in N of each level's first cell, (levels,) integers, also on the CPU."""
+        sizes = self.spatial_shapes.prod(1)
+        return sizes.cumsum(0) - sizes
 
     def unpadded_sizes(self) -> Tensor:
         """Return width and height of each level without padding, in cells, (B, levels, 2).
@@ -43,21 +53,19 @@ class Memory:
 
     def select(self, levels: Sequence[int]) -> Memory:
         """Return the memory of the levels with these indices, in this order."""
-        if list(levels) == list(range(len(self.spatial_shapes))):
+        if list(levels) == list(range(len(self.level_shapes))):
             return self
-        sizes = self.spatial_shapes.prod(1).tolist()
+        sizes = [height * width for height, width in self.level_shapes]
 
         def cut(x: Tensor) -> Tensor:
             parts = x.split(sizes, 1)
             return torch.cat([parts[level] for level in levels], 1)
 
-        shapes = self.spatial_shapes[list(levels)]
         return Memory(
             tokens=cut(self.tokens),
             features=cut(self.features),
             padding_mask=cut(self.padding_mask),
-            spatial_shapes=shapes,
-            level_start_index=shapes.prod(1).cumsum(0) - shapes.prod(1),
+            level_shapes=[self.level_shapes[level] for level in levels],
             valid_ratios=self.valid_ratios[:, list(levels)],
             position=None if self.position is None else cut(self.position),
         )

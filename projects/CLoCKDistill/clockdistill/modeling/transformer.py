@@ -33,7 +33,7 @@ class DeformableEncoderLayer(nn.Module):
         self.ffn = FeedForward(embed_dim, feedforward_dim)
         self.norm2 = nn.LayerNorm(embed_dim)
 
-    def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, **levels: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, **levels) -> Tensor:
         tokens = self.norm1(tokens + self.self_attn(tokens + position, tokens, reference, **levels))
         return self.norm2(tokens + self.ffn(tokens))
 
@@ -68,6 +68,7 @@ class DeformableEncoder(nn.Module):
                 padding_mask=memory.padding_mask,
                 spatial_shapes=memory.spatial_shapes,
                 level_start_index=memory.level_start_index,
+                level_shapes=memory.level_shapes,
             )
         return replace(memory, tokens=tokens)
 
@@ -79,15 +80,12 @@ def flatten_levels(features: list[Tensor], masks: list[Tensor], positions: list[
         features, positions: (B, C, H_l, W_l) each.
         masks: (B, H_l, W_l) each, True on padding.
     """
-    spatial_shapes = torch.tensor([f.shape[-2:] for f in features])
-    sizes = spatial_shapes.prod(1)
     tokens, position = (torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1) for maps in (features, positions))
     return Memory(
         tokens=tokens,
         features=tokens,
         padding_mask=torch.cat([mask.flatten(1) for mask in masks], 1),
-        spatial_shapes=spatial_shapes,
-        level_start_index=sizes.cumsum(0) - sizes,
+        level_shapes=[tuple(f.shape[-2:]) for f in features],
         valid_ratios=torch.stack([valid_ratio(mask) for mask in masks], 1),
         position=position,
     )
@@ -103,7 +101,7 @@ def valid_ratio(mask: Tensor) -> Tensor:
 def cell_centers(memory: Memory) -> Tensor:
     """Return the center (x, y) of every cell in units of the image without padding, (B, N, 2)."""
     centers = []
-    for (height, width), size in zip(memory.spatial_shapes.tolist(), memory.unpadded_sizes().unbind(1), strict=True):
+    for (height, width), size in zip(memory.level_shapes, memory.unpadded_sizes().unbind(1), strict=True):
         y, x = torch.meshgrid(
             torch.arange(height, device=size.device) + 0.5,
             torch.arange(width, device=size.device) + 0.5,
@@ -121,8 +119,8 @@ def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
         invalid (B, N, 1), True on padding and where a coordinate lies outside (0.01, 0.99).
     """
     centers = cell_centers(memory)
-    shapes = memory.spatial_shapes.tolist()
-    extent = torch.cat([centers.new_full((h * w, 2), 0.05 * 2**level) for level, (h, w) in enumerate(shapes)])
+    shapes = enumerate(memory.level_shapes)
+    extent = torch.cat([centers.new_full((h * w, 2), 0.05 * 2**level) for level, (h, w) in shapes])
     anchors = torch.cat((centers, extent.expand_as(centers)), -1)
     invalid = ((anchors <= 0.01) | (anchors >= 0.99)).any(-1, keepdim=True) | memory.padding_mask[..., None]
     # with an infinite logit the box does not depend on the head's output
@@ -168,6 +166,7 @@ class DeformableDecoderLayer(nn.Module):
             memory.padding_mask,
             memory.spatial_shapes,
             memory.level_start_index,
+            memory.level_shapes,
         )
         x = self.norm2(x + attended)
         return self.norm3(x + self.ffn(x))

@@ -1,0 +1,184 @@
+#!/usr/bin/env python
+"""Export a detector as a file that runs without PyTorch or without Detectron2, and check it.
+
+The format follows from the output's name: NAME.onnx (ONNX), NAME.xml (OpenVINO IR, with NAME.bin) or NAME.pt2
+(torch.export, which needs torch). The model takes `images` (B, 3, H, W), uint8 RGB, and `sizes` (B, 2), int64, their
+heights and widths without padding at the right and bottom. It returns `boxes` (B, N, 4) in pixels, `scores` (B, N) and
+`labels` (B, N). Normalization, padding mask and the selection of the best boxes are inside; class names and test-time
+resizing are in the metadata.
+
+The file is then run on images of the config's test set or of --images. Its boxes must equal PyTorch's to 0.01 pixels,
+and its scores to 0.0001; otherwise no file is left.
+
+Examples:
+    export.py --config-file configs/dino/dino_r18_kitti_12ep.py --output student.onnx --size 376x1242 \\
+        --opts train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
+    export.py --config-file configs/dino/dino_r18_small_street.py --output student.xml --images photos/ \\
+        --opts train.init_checkpoint=demo/dino_r18_small_street.pth
+"""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from clockdistill.engine import load_config, load_model_and_metadata, run
+from clockdistill.engine.arguments import natural
+from clockdistill.errors import UserError
+from clockdistill.export import SUFFIXES, compare_models, metadata_of, write_model
+from predict import collect_inputs, get_augmentations, get_class_names
+
+NUM_IMAGES = 8  # to compare on
+
+
+def main(args: argparse.Namespace) -> None:
+    output = Path(args.output)
+    if output.suffix not in SUFFIXES:
+        raise UserError(f"--output {output} has no known format: end its name in {', '.join(SUFFIXES)}")
+    if not os.access(output.absolute().parent, os.W_OK):
+        raise UserError(f"the folder of --output {output} does not exist or is read-only: create it, or choose another")
+    if args.dynamic and output.suffix == ".pt2":
+        raise UserError("a .pt2 file has a fixed size: leave out --dynamic, or export to .onnx or .xml")
+    cfg = load_config(args.config_file, args.opts)
+    detector, metadata = load_model_and_metadata(cfg)
+    class_names, augmentations = get_class_names(cfg, metadata), get_augmentations(cfg, metadata)
+    paths = image_paths(cfg, args.images)
+    size = args.size or smallest_size(paths, augmentations)
+    fixed_size = None if args.dynamic else size
+    contents = metadata_of(
+        detector,
+        dict(class_names=class_names, resize=resize_rule(augmentations)),
+        config=Path(args.config_file).stem,
+        checkpoint=Path(PathManager.get_local_path(cfg.train.init_checkpoint)),
+        size=fixed_size,
+    )
+    print("writing {} for images of {}x{} pixels{}".format(output, *size, " as an example" if args.dynamic else ""))
+    try:
+        # on the same disk, so that the complete file appears at once
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=output.absolute().parent) as folder:
+            file = Path(folder) / output.name
+            write_model(detector, file, size, contents, args.dynamic, args.grid_sample)
+            images = read_images(paths[:NUM_IMAGES], augmentations)
+            differences = compare_models(detector, file, images, fixed_size)
+            # the weights of an OpenVINO model come first: a model without them does not open
+            for part in sorted(Path(folder).iterdir(), key=lambda path: path == file):
+                part.replace(output.with_name(part.name))
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}; free some space, or choose another disk") from error
+    print(f"compared with PyTorch on {differences.images} images: {differences}")
+    print(f"exported model: {output}")
+
+
+def image_paths(cfg: DictConfig, folder: str | None) -> list[Path]:
+    """Return the images of a folder, or of the config's test set.
+
+    Raises:
+        UserError: there are none.
+    """
+    if folder is not None:
+        return collect_inputs([Path(folder)])[0]
+    names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
+    name = names if names is None or isinstance(names, str) else names[0]
+    try:
+        return [Path(record["file_name"]) for record in DatasetCatalog.get(name)]
+    except (KeyError, FileNotFoundError) as error:
+        raise UserError(
+            f"the exported model cannot be compared with PyTorch, because dataset {name} is not on disk: pass a folder "
+            "of images with --images, or set DETECTRON2_DATASETS"
+        ) from error
+
+
+def smallest_size(paths: list[Path], augmentations: T.AugmentationList) -> tuple[int, int]:
+    """Return the smallest height and width that hold every image after test-time resizing; reads only their headers."""
+    rule = resize_rule(augmentations)
+    heights, widths = [], []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except OSError as error:
+            raise unreadable(path) from error
+        if rule is not None:
+            height, width = T.ResizeShortestEdge.get_output_shape(
+                height, width, rule["short_edge_length"], rule["max_size"]
+            )
+        heights.append(height)
+        widths.append(width)
+    return max(heights), max(widths)
+
+
+def unreadable(path: Path) -> UserError:
+    return UserError(f"{path} cannot be read as an image: copy it again")
+
+
+def read_images(paths: list[Path], augmentations: T.AugmentationList) -> Iterator[np.ndarray]:
+    """Read images as the test loader does, as (3, h, w) uint8 RGB."""
+    for path in paths:
+        try:
+            augmented = T.AugInput(read_image(path, "RGB"))
+        except (OSError, SyntaxError, ValueError) as error:  # all three come from Pillow
+            raise unreadable(path) from error
+        augmentations(augmented)
+        yield np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+
+
+def resize_rule(augmentations: T.AugmentationList) -> dict[str, int] | None:
+    """Return the arguments of the only augmentation, a `ResizeShortestEdge`, or None if images keep their size."""
+    if not augmentations.augs:
+        return None
+    (resize, *others) = augmentations.augs
+    if others or not isinstance(resize, T.ResizeShortestEdge) or len(set(resize.short_edge_length)) > 1:
+        raise UserError(
+            "only one ResizeShortestEdge of a fixed size can be exported: change dataloader.test.mapper.augmentations"
+        )
+    return dict(short_edge_length=int(resize.short_edge_length[0]), max_size=int(min(resize.max_size, 2**31 - 1)))
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Height and width, as in 375x1242."""
+    if not re.fullmatch(r"\d+x\d+", text):
+        raise argparse.ArgumentTypeError(f"{text} is not a height and a width, as in 375x1242")
+    height, width = map(natural, text.split("x"))
+    return height, width
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file of the model")
+    parser.add_argument("--output", required=True, metavar="FILE", help="file to write: .onnx, .xml or .pt2")
+    parser.add_argument(
+        "--size",
+        type=image_size,
+        metavar="HxW",
+        help="height and width of the input (default: the smallest that hold all images of the test set or --images)",
+    )
+    parser.add_argument("--dynamic", action="store_true", help="let height and width vary (.onnx and .xml)")
+    parser.add_argument(
+        "--grid-sample",
+        choices=["native", "gather"],
+        default="native",
+        help="how deformable attention samples: by GridSample, or by Gather and arithmetic (default: native)",
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder of images to compare on (default: the config's test set)"
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="key=value", help="overrides of the config, such as the checkpoint"
+    )
+    parser.set_defaults(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))
