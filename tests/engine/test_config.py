@@ -62,7 +62,7 @@ def test_override(cfg, override, key, value):
         ("losses.2.alpha=1", r"unknown config key losses\.2\.alpha"),
         ("zzz=1", r"unknown config key zzz: no key of the config is similar"),
         ("train.max_iter", "as key=value"),
-        ("--resume", "as key=value"),
+        ("--resume", "comes too late"),
         ("train.output_dir=[", "cannot parse the override"),
         ("~train.max_iter=3", "deleting keys and sweeps are not supported"),
         ("train.max_iter=1,2", "sweeps are not supported"),

@@ -95,7 +95,7 @@ def no_cached_annotations():
     cached.pop("json_file", None)
 
 
-@pytest.mark.usefixtures("no_cached_annotations")
+@pytest.mark.usefixtures("no_cached_annotations", "loggers")
 def test_comparison_with_the_checkpoint():
     models = [f"plain={CONFIG}:{CHECKPOINT}", "exported=student.onnx"]
     arguments = ["--config-file", str(CONFIG), "--eval-only", "--num-gpus", "0", "--compare", models[0]]

@@ -47,6 +47,8 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     for name in LOGGERS:
         setup_logger(distributed_rank=rank, name=name, abbrev_name=name if name == "clockdistill" else None)
+        # Detectron2 sets the level only once in a process
+        logging.getLogger(name).setLevel(logging.DEBUG)
         logging.getLogger(name).removeHandler(_buffer)
     _buffer = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
     for name in LOGGERS:
