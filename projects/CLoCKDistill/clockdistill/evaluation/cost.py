@@ -5,8 +5,6 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import detectron2
@@ -17,7 +15,7 @@ from fvcore.nn.jit_handles import Handle, get_shape
 from torch import nn
 
 from .. import __version__
-from ..layers import extension
+from ..layers import extension, no_fused_attention
 
 # multiply-adds for each sampling point and channel: four for bilinear interpolation, one for the attention weight
 SAMPLE_FLOPS = 4 + 1
@@ -99,7 +97,7 @@ def count_flops(model: nn.Module, x: dict) -> int:
         model: a Detectron2 meta-architecture in eval mode.
         x: an image in the format of the test loader; see `blank_image`.
     """
-    with _no_fused_modules(), torch.no_grad():
+    with no_fused_attention(), torch.no_grad():
         analysis = FlopCountAnalysis(model, [x]).set_op_handle(**FLOP_HANDLES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         return analysis.total()
@@ -133,17 +131,6 @@ FLOP_HANDLES: dict[str, Handle] = {
     "clockdistill::ms_deform_attn": _deformable_flops,
     "aten::grid_sampler": _grid_sample_flops,
 }
-
-
-@contextmanager
-def _no_fused_modules() -> Iterator[None]:
-    """Disable the fused inference kernel of `nn.MultiheadAttention`, which fvcore cannot look into."""
-    was_enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 @torch.no_grad()

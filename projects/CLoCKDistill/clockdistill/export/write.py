@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import UserError
+from ..layers import no_fused_attention
 from ..modeling import Detector
 from .module import ExportableDetector
 
@@ -149,17 +150,6 @@ def import_package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"{name} is not installed: run `pip install {name}`") from error
-
-
-@contextmanager
-def no_fused_attention() -> Iterator[None]:
-    """Disable the fused inference kernel of `nn.MultiheadAttention`, which is no standard operator."""
-    was_enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 @contextmanager

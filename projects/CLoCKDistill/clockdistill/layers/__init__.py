@@ -1,6 +1,6 @@
 """Model-agnostic building blocks."""
 
-from .attention import Attended, MultiScaleDeformableAttention
+from .attention import Attended, MultiScaleDeformableAttention, no_fused_attention
 from .boxes import giou_loss, inverse_sigmoid
 from .mlp import MLP
 from .ms_deform_attn import ms_deform_attn
@@ -16,5 +16,6 @@ __all__ = [
     "giou_loss",
     "inverse_sigmoid",
     "ms_deform_attn",
+    "no_fused_attention",
     "sine_embed_boxes",
 ]

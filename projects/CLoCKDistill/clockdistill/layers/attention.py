@@ -1,7 +1,8 @@
 """Multi-scale deformable attention as a module (Deformable DETR, arXiv:2010.04159, Eq. 3)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -132,3 +133,14 @@ class MultiScaleDeformableAttention(nn.Module):
         # (B, Q, levels, heads * points, ...)
         points, weights = locations.transpose(2, 3).flatten(3, 4), weights.transpose(2, 3).flatten(3, 4)
         return Attended(points, weights / self.num_heads, is_dense=False)
+
+
+@contextmanager
+def no_fused_attention() -> Iterator[None]:
+    """Disable the fused inference kernel of `nn.MultiheadAttention`, which fvcore and exporters cannot look into."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
