@@ -1,4 +1,8 @@
 import logging
+import os
+
+# Tests run in several processes (see the Makefile), and so do many of their subjects: one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

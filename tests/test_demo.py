@@ -1,6 +1,7 @@
 """The demo except for its training: tables, summary over seeds, files and failures."""
 
 import json
+import re
 import statistics
 import sys
 import time
@@ -106,6 +107,20 @@ def test_one_failure_stops_the_other_training(fake_train_net, capsys):
         demo.train_pair("dab_detr", 0, Path("out"))
     assert time.monotonic() - start < 30
     assert capsys.readouterr().err == "error: no teacher\n"
+
+
+def test_the_exported_student_is_run_by_detect(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for script in ("projects/CLoCKDistill/export.py", "deploy/detect.py"):
+        Path(script).parent.mkdir(parents=True)
+        Path(script).write_text("import sys; print(*sys.argv)")
+    demo.export_and_detect("c.py", Path("model.pth"), Path("000007.png"), Path("out"))
+    export = "export.py --config-file c.py --output out/distilled.onnx --opts train.init_checkpoint=model.pth"
+    detect = "detect.py --model out/distilled.onnx --input 000007.png --output out/detections"
+    assert re.findall(r"\S+/(\w+\.py .*)", capfd.readouterr().out) == [export, detect]
+    Path(script).write_text("raise SystemExit(3)")
+    with pytest.raises(UserError, match=r"deploy/detect.py failed: see the message above"):
+        demo.export_and_detect("c.py", Path("model.pth"), Path("000007.png"), Path("out"))
 
 
 def test_failure_prints_one_sentence_and_exits_with_1(monkeypatch, capsys, tmp_path):

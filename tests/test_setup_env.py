@@ -110,7 +110,7 @@ def test_other_interpreter_gets_the_package_only(project, commands):
     setup_env.STAMP.unlink()
     setup_env.BUILD_RECORD.unlink()
     assert setup_env.set_up(sys.executable)
-    assert [arguments[-1] for arguments in commands] == ["."]
+    assert [arguments[-1] for arguments in commands] == [".[export]"]
 
 
 def test_pip_failure_ends_the_set_up(monkeypatch):

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Compare a small student trained with and without distillation, in under ten minutes on two cores.
+"""Compare a small student trained with and without distillation, and export it, in under ten minutes on two cores.
 
-tools/demo.py                  one seed: a table, results.json, curves.png and comparison_*.png in output/demo/dino
+tools/demo.py                  one seed: a table, results.json, curves.png, comparison_*.png and the distilled student
+                               as distilled.onnx in output/demo/dino
 tools/demo.py --seeds 0 1 2    several seeds: a table and output/demo/dino/seeds.json
 tools/demo.py --families dino deformable_detr dab_detr --seeds 0 1 2    several families
 
@@ -71,8 +72,7 @@ def make_data() -> None:
     root = Path(os.environ["DETECTRON2_DATASETS"], "street_scenes")
     announce(f"Generating {TRAIN_IMAGES} training and {VAL_IMAGES} validation images")
     options = ["--train", str(TRAIN_IMAGES), "--val", str(VAL_IMAGES), "--seed", str(DATA_SEED)]
-    if subprocess.run([sys.executable, "datasets/make_street_scenes.py", "--root", str(root), *options]).returncode:
-        raise UserError("cannot generate the street scenes: see the message above")
+    run_script("datasets/make_street_scenes.py", "--root", str(root), *options)
 
 
 def train_net(
@@ -145,7 +145,12 @@ def train_pair(family: str, seed: int, folder: Path) -> dict[str, dict[str, floa
 def one_seed(family: str, seed: int) -> str:
     """Train the pair, compare it with the teacher, draw curves and pictures, and return the table."""
     folder = OUTPUT / family
-    for old in (folder / "results.json", folder / "curves.png", *folder.glob("comparison_*.png")):
+    for old in (
+        folder / "results.json",
+        folder / "curves.png",
+        *folder.glob("comparison_*.png"),
+        *folder.glob("*.onnx"),
+    ):
         old.unlink(missing_ok=True)
     train_pair(family, seed, folder)
 
@@ -158,14 +163,16 @@ def one_seed(family: str, seed: int) -> str:
     train_net(student, folder / "comparison", "--eval-only", *compared)
     results = read_json(folder / "comparison" / "comparison.json")
 
-    announce("Drawing")
+    announce("Drawing predictions and training curves")
     runs = {TITLES[name]: str(folder / name / "metrics.json") for name in PAIR}
     plot_curves(runs, str(folder / "curves.png"), reference=(TITLES["teacher"], results["teacher"]["bbox"]["AP"]))
     cfgs = {name: load_config(student, [f"train.init_checkpoint={path}"]) for name, path in checkpoints.items()}
-    draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()}, folder)
+    images = draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()}, folder)
 
     write_json(results, folder / "results.json")
-    announce(f"Done: results.json, curves.png and comparison_*.png are in {folder.resolve()}")
+    export_and_detect(student, checkpoints["distilled"], images[0], folder)
+    written = "results.json, curves.png, comparison_*.png, distilled.onnx and detections/"
+    announce(f"Done: {written} are in {folder.resolve()}")
     return comparison_table({TITLES[name]: result for name, result in results.items()})
 
 
@@ -180,18 +187,34 @@ def several_seeds(family: str, seeds: list[int]) -> str:
 
 
 @torch.no_grad()
-def draw_pictures(cfg: DictConfig, models: dict[str, nn.Module], folder: Path) -> None:
-    """Draw predictions on evenly spaced validation images, of those with enough objects."""
+def draw_pictures(cfg: DictConfig, models: dict[str, nn.Module], folder: Path) -> list[Path]:
+    """Draw predictions on evenly spaced validation images, of those with enough objects, and return these images."""
     inputs, records = instantiate(cfg.dataloader.test).dataset, instantiate(cfg.dataloader.test.dataset)
     objects = [sum(not a.get("iscrowd") for a in record["annotations"]) for record in records]
     candidates = [i for i, count in enumerate(objects) if count >= MIN_OBJECTS]
     chosen = candidates[:: max(1, len(candidates) // PICTURES)][:PICTURES]
     names = MetadataCatalog.get(cfg.dataloader.test.dataset.names).thing_classes
-    for i in chosen:
-        path = Path(records[i]["file_name"])
+    paths = [Path(records[i]["file_name"]) for i in chosen]
+    for i, path in zip(chosen, paths, strict=True):
         predictions = {title: model([inputs[i]])[0]["instances"].to("cpu") for title, model in models.items()}
         picture = draw_comparison(read_image(str(path), "RGB"), records[i], predictions, names)
         write_png(folder / f"comparison_{path.stem}.png", picture)
+    return paths
+
+
+def export_and_detect(config: str, checkpoint: Path, image: Path, folder: Path) -> None:
+    """Export a model to ONNX, and run it on an image without PyTorch."""
+    announce("Exporting the distilled student to ONNX")
+    model = str(folder / "distilled.onnx")
+    opts = ["--opts", f"train.init_checkpoint={checkpoint}"]
+    run_script("projects/CLoCKDistill/export.py", "--config-file", config, "--output", model, *opts)
+    announce("Running it by deploy/detect.py, which needs no PyTorch")
+    run_script("deploy/detect.py", "--model", model, "--input", str(image), "--output", str(folder / "detections"))
+
+
+def run_script(script: str, *arguments: str) -> None:
+    if subprocess.run([sys.executable, script, *arguments]).returncode:
+        raise UserError(f"{script} failed: see the message above")
 
 
 def summarize(results: dict[int, dict[str, dict[str, float]]]) -> dict:

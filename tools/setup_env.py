@@ -91,7 +91,7 @@ def set_up(python: str | Path) -> bool:
     package_missing = not package_is_current(python)
     if package_missing:
         print("Installing clockdistill and compiling its operators (about half a minute)", flush=True)
-        pip_install(python, "-q", "--no-build-isolation", "-e", ".")
+        pip_install(python, "-q", "--no-build-isolation", "-e", ".[export]")
     if not packages_missing and not package_missing:
         return False
     if subprocess.run([str(python), "-W", "ignore", "-c", CHECK], cwd=ROOT).returncode:
