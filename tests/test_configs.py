@@ -14,14 +14,13 @@ from omegaconf import OmegaConf
 
 import clockdistill.data  # noqa: F401  registers the datasets
 import families
-import model_table
 from clockdistill.distillation.teacher import pair_levels
 from clockdistill.engine import load_config
 from clockdistill.evaluation.cost import blank_image, count_flops
 
 PATHS = families.TRAINING_CONFIGS
 DISTILLED = [path for path in PATHS if "_to_" in path.stem]
-# those for COCO are the same models as for KITTI, and slower
+# those for COCO are the models for KITTI, and slower
 LIGHT = [path for path in DISTILLED if "_light_" in path.stem and "_coco_" not in path.stem]
 
 
@@ -87,17 +86,14 @@ def test_a_family_has_the_same_models_for_coco_and_kitti(family, backbones):
     assert coco.with_name(coco.name.replace("coco", "kitti")) in PATHS
 
 
-def flops(cfg, size):
-    return count_flops(instantiate(cfg.model).eval(), blank_image(*size))
-
-
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
 def test_a_light_student_needs_a_third_of_its_teachers_flops(path):
-    """At half of the image size, which is faster; `tools/model_table.py` prints those at full size."""
-    cfg, _ = load(path)
-    size = [side // 2 for side in model_table.image_size(cfg.dataloader)]
-    teacher, _ = load(cfg.distillation.teacher.config)
-    assert flops(cfg, size) <= flops(teacher, size) / 3
+    student, _ = load(path)
+    teacher, _ = load(student.distillation.teacher.config)
+    # KITTI's at half size, for speed: the ratio is 0.17 for 0.19 (DINO), and 0.25 for 0.24 (Deformable DETR)
+    image = blank_image(*((96, 320) if "_street" in path.stem else (188, 621)))
+    student, teacher = (count_flops(instantiate(cfg.model).eval(), image) for cfg in (student, teacher))
+    assert student <= teacher / 3
 
 
 @pytest.mark.parametrize("family", ["dino", "deformable_detr"])
