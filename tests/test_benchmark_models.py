@@ -24,8 +24,10 @@ def test_measure(monkeypatch, config):
     assert result["inference_mib"] <= result["training_mib"]
 
 
-def test_models_are_all_variants_and_each_familys_student():
-    assert set(families.VARIANTS) < set(benchmark_models.MODELS)
+def test_models_are_all_variants_and_each_familys_students():
+    students = {f"{family}_{name}" for family in families.MODELS for name in ("r18", "r50_to_r18")}
+    light = {f"{family}_{name}_light" for family in ("dino", "deformable_detr") for name in ("r18", "r50_to_r18")}
+    assert set(benchmark_models.MODELS) == {*families.VARIANTS, *students, *light}
     assert benchmark_models.config_of("dino.5scale").model.encoder.num_levels == 5
     alone, distilled = (benchmark_models.config_of(f"dab_detr_{name}") for name in ("r18", "r50_to_r18"))
     assert alone.model == distilled.model

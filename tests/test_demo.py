@@ -48,14 +48,28 @@ def test_one_seed_has_no_standard_deviation():
     assert cells(demo.seeds_table(summary))[-1] == ["mean ± std", "20.0", "22.0", "+2.0"]
 
 
-@pytest.mark.parametrize("family", demo.FAMILIES)
-def test_every_teacher_has_its_configs(family):
-    for name in demo.BACKBONES:
-        assert (demo.ROOT / demo.config_of(family, name)).is_file()
+@pytest.mark.parametrize(
+    ("family", "student"), [(family, student) for student in demo.STUDENTS for family in demo.STUDENTS[student]]
+)
+def test_every_student_has_its_configs(family, student):
+    for name in demo.MODELS:
+        assert (demo.ROOT / demo.config_of(family, name, student)).is_file()
+
+
+def test_a_student_without_config_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--families", "dino", "dab_detr", "--student", "light"])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert "no light dab_detr: choose --families from deformable_detr, dino" in capsys.readouterr().err
+
+
+def test_each_student_has_its_own_output():
+    assert [demo.output_of("dino", student).name for student in demo.STUDENTS] == ["dino", "dino_light"]
 
 
 def test_families_are_those_with_a_teacher():
-    assert demo.FAMILIES == ["dab_detr", "deformable_detr", "dino"]
+    assert demo.FAMILIES == demo.STUDENTS["tiny"] == ["dab_detr", "deformable_detr", "dino"]
+    assert demo.STUDENTS["light"] == ["deformable_detr", "dino"]
 
 
 @pytest.fixture
@@ -103,8 +117,8 @@ def test_one_failure_stops_the_other_training(fake_train_net, capsys):
         "for _ in range(600): print('still training', flush=True); time.sleep(0.1)\n"
     )
     start = time.monotonic()
-    with pytest.raises(UserError, match=Path(demo.config_of("dab_detr", "distilled")).name):
-        demo.train_pair("dab_detr", 0, Path("out"))
+    with pytest.raises(UserError, match=Path(demo.config_of("dab_detr", "distilled", "tiny")).name):
+        demo.train_pair("dab_detr", "tiny", 0, Path("out"))
     assert time.monotonic() - start < 30
     assert capsys.readouterr().err == "error: no teacher\n"
 

@@ -34,9 +34,9 @@ from clockdistill.engine.train import build_distillation, build_optimizer
 from clockdistill.evaluation.cost import MEBI, blank_image, count_flops, count_parameters, environment, latency
 
 STUDENTS = {
-    f"{family}_{backbones}": families.coco_config(family, backbones)
-    for family in families.MODELS
-    for backbones in ("r18", "r50_to_r18")
+    path.stem.partition("_coco_")[0]: path
+    for path in families.TRAINING_CONFIGS
+    if "_coco_" in path.stem and "r18" in path.stem
 }
 MODELS = [*families.VARIANTS, *STUDENTS]
 IMAGE = (375, 1242)

@@ -5,6 +5,7 @@ tools/demo.py                  one seed: a table, results.json, curves.png, comp
                                as distilled.onnx in output/demo/dino
 tools/demo.py --seeds 0 1 2    several seeds: a table and output/demo/dino/seeds.json
 tools/demo.py --families dino deformable_detr dab_detr --seeds 0 1 2    several families
+tools/demo.py --student light  a student with fewer tokens, in output/demo/dino_light
 
 `make demo` runs the first of these.
 """
@@ -41,10 +42,15 @@ from clockdistill.evaluation.results import comparison_table, write_json
 # The demo changes to the root of the repository; all other paths are relative to it.
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "projects/CLoCKDistill/configs/{0}/{0}_{1}_street.py"
-BACKBONES = {"teacher": "r18_small", "student": "r18_tiny", "distilled": "r18_small_to_tiny"}
+MODELS = {"teacher": "r18_small", "student": "r18_{}", "distilled": "r18_small_to_{}"}
 TEACHER_CHECKPOINT = "projects/CLoCKDistill/demo/{0}_r18_small_street.pth"
 # the families with a teacher for the demo
 FAMILIES = [family for family in families.MODELS if (ROOT / TEACHER_CHECKPOINT.format(family)).is_file()]
+# each student's families
+STUDENTS = {
+    name: [family for family in FAMILIES if (ROOT / CONFIG.format(family, MODELS["student"].format(name))).is_file()]
+    for name in ("tiny", "light")
+}
 OUTPUT = Path("output/demo")
 
 TRAIN_IMAGES, VAL_IMAGES, DATA_SEED = 800, 200, 0
@@ -64,8 +70,12 @@ def announce(text: str) -> None:
     print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
 
 
-def config_of(family: str, name: str) -> str:
-    return CONFIG.format(family, BACKBONES[name])
+def config_of(family: str, name: str, student: str) -> str:
+    return CONFIG.format(family, MODELS[name].format(student))
+
+
+def output_of(family: str, student: str) -> Path:
+    return OUTPUT / (family if student == "tiny" else f"{family}_{student}")
 
 
 def make_data() -> None:
@@ -117,16 +127,16 @@ def train_net(
         )
 
 
-def train_pair(family: str, seed: int, folder: Path) -> dict[str, dict[str, float]]:
+def train_pair(family: str, student: str, seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """Train the same student without and with distillation and return their COCO metrics."""
-    announce(f"Training the {family} student without and with distillation, seed {seed}")
+    announce(f"Training the {student} {family} student without and with distillation, seed {seed}")
     # in parallel on half of the cores each, because one small model cannot keep all cores busy
     options = dict(threads=max(1, (os.cpu_count() or 2) // 2), abort=(abort := threading.Event()))
     results = {}
     with ThreadPoolExecutor(len(PAIR)) as pool:
         runs = {
             pool.submit(
-                train_net, config_of(family, name), folder / name, f"train.seed={seed}", name=name, **options
+                train_net, config_of(family, name, student), folder / name, f"train.seed={seed}", name=name, **options
             ): name
             for name in PAIR
         }
@@ -142,45 +152,40 @@ def train_pair(family: str, seed: int, folder: Path) -> dict[str, dict[str, floa
     return {name: results[name] for name in PAIR}
 
 
-def one_seed(family: str, seed: int) -> str:
+def one_seed(family: str, student: str, seed: int) -> str:
     """Train the pair, compare it with the teacher, draw curves and pictures, and return the table."""
-    folder = OUTPUT / family
-    for old in (
-        folder / "results.json",
-        folder / "curves.png",
-        *folder.glob("comparison_*.png"),
-        *folder.glob("*.onnx"),
-    ):
+    folder = output_of(family, student)
+    for old in (folder / "results.json", *folder.glob("*.png"), *folder.glob("*.onnx")):
         old.unlink(missing_ok=True)
-    train_pair(family, seed, folder)
+    train_pair(family, student, seed, folder)
 
     announce("Comparing student, distilled student and teacher")
-    teacher, student = config_of(family, "teacher"), config_of(family, "student")
+    teacher_config, config = (config_of(family, name, student) for name in ("teacher", "student"))
     checkpoints = {name: folder / name / "model_final.pth" for name in PAIR}
-    models = {name: f"{student}:{path}" for name, path in checkpoints.items()}
-    models["teacher"] = f"{teacher}:{TEACHER_CHECKPOINT.format(family)}"
+    models = {name: f"{config}:{path}" for name, path in checkpoints.items()}
+    models["teacher"] = f"{teacher_config}:{TEACHER_CHECKPOINT.format(family)}"
     compared = [argument for name, model in models.items() for argument in ("--compare", f"{name}={model}")]
-    train_net(student, folder / "comparison", "--eval-only", *compared)
+    train_net(config, folder / "comparison", "--eval-only", *compared)
     results = read_json(folder / "comparison" / "comparison.json")
 
     announce("Drawing predictions and training curves")
     runs = {TITLES[name]: str(folder / name / "metrics.json") for name in PAIR}
     plot_curves(runs, str(folder / "curves.png"), reference=(TITLES["teacher"], results["teacher"]["bbox"]["AP"]))
-    cfgs = {name: load_config(student, [f"train.init_checkpoint={path}"]) for name, path in checkpoints.items()}
+    cfgs = {name: load_config(config, [f"train.init_checkpoint={path}"]) for name, path in checkpoints.items()}
     images = draw_pictures(cfgs["student"], {TITLES[name]: load_model(cfg) for name, cfg in cfgs.items()}, folder)
 
     write_json(results, folder / "results.json")
-    export_and_detect(student, checkpoints["distilled"], images[0], folder)
+    export_and_detect(config, checkpoints["distilled"], images[0], folder)
     written = "results.json, curves.png, comparison_*.png, distilled.onnx and detections/"
     announce(f"Done: {written} are in {folder.resolve()}")
     return comparison_table({TITLES[name]: result for name, result in results.items()})
 
 
-def several_seeds(family: str, seeds: list[int]) -> str:
+def several_seeds(family: str, student: str, seeds: list[int]) -> str:
     """Train the pair with every seed and return the table."""
-    folder = OUTPUT / family
+    folder = output_of(family, student)
     (folder / "seeds.json").unlink(missing_ok=True)
-    summary = summarize({seed: train_pair(family, seed, folder / f"seed{seed}") for seed in seeds})
+    summary = summarize({seed: train_pair(family, student, seed, folder / f"seed{seed}") for seed in seeds})
     write_json(summary, folder / "seeds.json")
     announce(f"Done: seeds.json is in {folder.resolve()}")
     return seeds_table(summary)
@@ -249,7 +254,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="train the pair with each of these")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=["dino"], help="(default: dino)")
+    parser.add_argument("--student", choices=STUDENTS, default="tiny", help="(default: tiny)")
     args = parser.parse_args()
+    if missing := sorted(set(args.families) - set(STUDENTS[args.student])):
+        parser.error(
+            f"no {args.student} {' or '.join(missing)}: choose --families from {', '.join(STUDENTS[args.student])}"
+        )
     datasets = os.environ.get("DETECTRON2_DATASETS") or ROOT / "datasets"
     os.environ["DETECTRON2_DATASETS"] = str(Path(datasets).expanduser().absolute())
     os.chdir(ROOT)
@@ -257,8 +267,9 @@ def main() -> int:
         make_data()
         tables = {}
         for family in args.families:
-            (OUTPUT / family).mkdir(parents=True, exist_ok=True)
-            tables[family] = several_seeds(family, args.seeds) if args.seeds else one_seed(family, 0)
+            pair = family, args.student
+            output_of(*pair).mkdir(parents=True, exist_ok=True)
+            tables[family] = several_seeds(*pair, args.seeds) if args.seeds else one_seed(*pair, 0)
         for family, table in tables.items():
             print(f"\n{family}\n\n{table}")
     except UserError as error:

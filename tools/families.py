@@ -30,7 +30,7 @@ def coco_config(family: str, backbones: str = "r50") -> Path:
     """Get the path of the config that trains a family on COCO.
 
     Args:
-        backbones: `r50`, `r18` or `r50_to_r18`.
+        backbones: `r50`, `r18`, `r50_to_r18`, `r18_light` or `r50_to_r18_light`.
     """
     return min(CONFIGS.glob(f"{family}/{family}_{backbones}_coco_*.py"))
 

@@ -1,5 +1,6 @@
 import copy
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ from clockdistill.distillation import (
     TargetAwareLogitLoss,
 )
 from clockdistill.distillation.teacher import pair_levels
+from clockdistill.engine import load_config
 from clockdistill.errors import UserError
 from clockdistill.modeling import HungarianMatcher
+from families import coco_config
 from helpers.distillation import WEIGHTS, make_hook, save_teacher, weights_by_loop
-from helpers.models import add_noise, random_batch, tiny, tiny_config
+from helpers.models import add_noise, random_batch, shrink, tiny, tiny_config
 
 # one variant for each way of making content and position of queries
 VARIANTS = {
@@ -41,6 +44,8 @@ CROSS = [
     ("deformable_detr.two_stage", "dab_detr", 32),
     ("dino", "deformable_detr", 0),
 ]
+# families with a light student
+LIGHT = ["dino", "deformable_detr"]
 pairs = pytest.mark.parametrize(
     ("teacher_variant", "student_variant"),
     [(variant, variant) for variant in VARIANTS] + [pair[:2] for pair in CROSS],
@@ -234,28 +239,55 @@ def test_levels_of_the_same_stride_are_paired(teacher, student, expected):
     assert pair_levels(teacher, student) == expected
 
 
-@pytest.mark.parametrize(("teacher_variant", "student_variant", "stride"), [pair for pair in CROSS if pair[2]])
-def test_memories_are_compared_only_on_shared_levels(tmp_path, teacher_variant, student_variant, stride):
-    student = add_noise(tiny(student_variant), scale=0.05)
+def light(family):
+    """A light student, shrunk: no level of stride 8, and half of its teacher's queries."""
+    model = shrink(load_config(str(coco_config(family, "r18_light"))).model)
+    model.num_queries = 10
+    return instantiate(model)
+
+
+@pytest.mark.parametrize("family", LIGHT)
+def test_a_light_student_learns_from_a_deeper_and_wider_teacher(tmp_path, family):
+    student, teacher = light(family), save_teacher(tmp_path, family, embed_dim=64, decoder_layers=3)
+    hook = make_hook(student, teacher, embedding=VARIANTS[family])
+    losses = hook.compute_losses(student, random_batch())
+    terms = {name for name in losses if name.startswith(("loss_memory", "loss_logits"))}
+    assert len(terms) == 5
+    sum(losses[name] for name in terms).backward()
+    reached = [p.grad is not None for name, p in student.named_parameters() if name.startswith("decoder.layers.")]
+    assert all(reached)
+    assert all(p.grad.abs().sum() > 0 for p in hook.parameters())
+
+
+@pytest.mark.parametrize(
+    ("teacher_variant", "make_student", "strides"),
+    [
+        *((teacher, partial(tiny, student), [stride]) for teacher, student, stride in CROSS if stride),
+        *((family, partial(light, family), [16, 32, 64]) for family in LIGHT),
+    ],
+)
+def test_memories_are_compared_only_on_shared_levels(tmp_path, teacher_variant, make_student, strides):
+    student = add_noise(make_student(), scale=0.05)
     hook = make_hook(
         student, save_teacher(tmp_path, teacher_variant, embed_dim=64), embedding=VARIANTS[teacher_variant]
     )
     student.backbone.eval()
-    batch, canvas = random_batch(sizes=((128, 192), (96, 160))), (128, 192)
-    shape = [side // stride for side in canvas]
-    valid = [[[side // stride for side in x["image"].shape[1:]]] for x in batch]
-    objects, background = weights_by_loop(valid, [shape], student.targets(batch))
+    batch, canvas = random_batch(sizes=((128, 192), (64, 128))), (128, 192)
+    shapes = [[side // stride for side in canvas] for stride in strides]
+    valid = [[[side // stride for side in x["image"].shape[1:]] for stride in strides] for x in batch]
+    objects, background = weights_by_loop(valid, shapes, student.targets(batch))
 
-    def level(model):
-        """The level's tokens (B, h * w, C), cut out of those of all levels."""
+    def levels(model):
+        """The tokens of these strides (B, N, C), cut out of those of all levels."""
         tokens = model.encode(model.preprocess(batch)).tokens
-        finer = [8, 16, 32, 64].index(stride) if len(model.strides) > 1 else 0
-        start = sum((canvas[0] // s) * (canvas[1] // s) for s in [8, 16, 32, 64][:finer])
-        return tokens[:, start : start + shape[0] * shape[1]]
+        cells = [(canvas[0] // stride) * (canvas[1] // stride) for stride in model.strides]
+        by_stride = dict(zip(model.strides, tokens.split(cells, dim=1), strict=True))
+        return torch.cat([by_stride[stride] for stride in strides], 1)
 
     with torch.no_grad():
         losses = hook.compute_losses(student, batch)
-        distance = (level(hook.teacher) - hook.modules["losses"]["memory"].projection(level(student))).square().sum(-1)
+        projected = hook.modules["losses"]["memory"].projection(levels(student))
+        distance = (levels(hook.teacher) - projected).square().sum(-1)
     torch.testing.assert_close(losses["loss_memory_object"], 1e-2 * (objects * distance).sum() / 2, rtol=1e-4, atol=0)
     torch.testing.assert_close(
         losses["loss_memory_background"], 1e-3 * (background * distance).sum() / 2, rtol=1e-4, atol=0
