@@ -19,15 +19,21 @@
 namespace clockdistill {
 namespace {
 
-Levels to_kernel_levels(const std::vector<Level>& levels) {
+// Positions up to one row of cells outside an image must fit into 32 bits.
+constexpr int64_t MAX_ELEMENTS = int64_t(1) << 30;
+
+Levels to_kernel_levels(const std::vector<Level>& levels, const Sizes& s) {
   TORCH_CHECK(
       levels.size() <= MAX_LEVELS, "spatial_shapes must have at most ", MAX_LEVELS, " levels on CUDA, got ",
       levels.size());
+  TORCH_CHECK(
+      s.tokens * s.heads * s.channels <= MAX_ELEMENTS, "value must have at most ", MAX_ELEMENTS,
+      " elements per image on CUDA, got ", s.tokens, " x ", s.heads, " x ", s.channels);
   Levels result{};
   for (size_t l = 0; l < levels.size(); ++l) {
     result.height[l] = static_cast<int32_t>(levels[l].height);
     result.width[l] = static_cast<int32_t>(levels[l].width);
-    result.start[l] = levels[l].start;
+    result.start[l] = static_cast<int32_t>(levels[l].start);
   }
   return result;
 }
@@ -41,7 +47,9 @@ at::Tensor aligned(const at::Tensor& tensor) {
 
 unsigned int grid_size(const Sizes& s, int lanes) {
   const int64_t blocks = number_of_blocks(s, lanes);
-  TORCH_CHECK(blocks <= INT32_MAX, "sampling_locations: too many images, queries and heads for one CUDA launch");
+  TORCH_CHECK(
+      blocks <= INT32_MAX && s.queries <= INT32_MAX,
+      "sampling_locations: too many images, queries and heads for one CUDA launch");
   return static_cast<unsigned int>(blocks);
 }
 
@@ -91,7 +99,7 @@ at::Tensor ms_deform_attn(
   const auto sizes =
       check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
   const c10::cuda::CUDAGuard guard(value.device());
-  const auto levels = to_kernel_levels(read_levels(spatial_shapes, level_start_index, sizes.tokens));
+  const auto levels = to_kernel_levels(read_levels(spatial_shapes, level_start_index, sizes.tokens), sizes);
   auto output = at::empty({sizes.batch, sizes.queries, sizes.heads * sizes.channels}, value.options());
   if (output.numel() == 0) {
     return output;
@@ -134,7 +142,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(
       check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
   check_grad_output(grad_output, value, sizes);
   const c10::cuda::CUDAGuard guard(value.device());
-  const auto levels = to_kernel_levels(read_levels(spatial_shapes, level_start_index, sizes.tokens));
+  const auto levels = to_kernel_levels(read_levels(spatial_shapes, level_start_index, sizes.tokens), sizes);
   const auto coordinates = coordinate_type(sampling_locations, attention_weights);
   if (grad_output.numel() == 0 || attention_weights.numel() == 0) {
     return {at::zeros_like(value), at::zeros_like(sampling_locations), at::zeros_like(attention_weights)};

@@ -23,7 +23,7 @@ constexpr int FIXED_POINT_BITS = 62;
 struct Levels {
   int32_t height[MAX_LEVELS];
   int32_t width[MAX_LEVELS];
-  int64_t start[MAX_LEVELS];
+  int32_t start[MAX_LEVELS];
 };
 
 template <typename T>
@@ -63,15 +63,16 @@ struct Place {
   int64_t image;
 };
 
+// Division of 64-bit integers is slow, and the number of blocks fits into 32 bits.
 __device__ inline Place place(const Sizes& s, int lanes) {
-  const int per_block = BLOCK / lanes;
-  const int64_t tiles = (s.queries + per_block - 1) / per_block;
-  const int64_t block = blockIdx.x;
-  const int64_t head = block % s.heads;
-  const int64_t tile = block / s.heads % tiles;
-  const int64_t image = block / s.heads / tiles;
-  const int64_t query = tile * per_block + threadIdx.x / lanes;
-  return {query < s.queries, static_cast<int>(threadIdx.x % lanes), head, image * s.queries + query, image};
+  const unsigned int per_block = BLOCK / lanes;
+  const unsigned int heads = s.heads, queries = s.queries;
+  const unsigned int tiles = (queries + per_block - 1) / per_block;
+  const unsigned int tile = blockIdx.x / heads % tiles;
+  const int64_t image = blockIdx.x / heads / tiles;
+  const unsigned int query = tile * per_block + threadIdx.x / lanes;
+  const int lane = threadIdx.x % lanes;
+  return {query < queries, lane, blockIdx.x % heads, image * s.queries + query, image};
 }
 
 // Position of a sampling point: the cell to its upper left, and the offset from that cell's center, in cells.
@@ -93,6 +94,41 @@ __device__ inline Point<A> locate(A x, A y, int32_t width, int32_t height) {
   return {true, static_cast<int32_t>(left), static_cast<int32_t>(top), x - left, y - top};
 }
 
+// The cells around a point: upper left, upper right, lower left, lower right.
+template <typename A>
+struct Corners {
+  bool exists[4];
+  A share[4];  // of its value in the sum
+  uint32_t offset[4];  // in elements from the image's first cell
+};
+
+template <typename A>
+__device__ inline Corners<A> corners(
+    const Point<A>& point, A weight, int32_t width, int32_t height, int32_t start, uint32_t row) {
+  const bool has_left = point.x >= 0, has_right = point.x + 1 < width;
+  const bool has_upper = point.y >= 0, has_lower = point.y + 1 < height;
+  const A lower = weight * point.below, upper = weight - lower;
+  const A left = A(1) - point.right;
+  // unsigned, since an address is base + offset in one instruction then; only meaningful for corners that exist
+  const uint32_t cell = static_cast<uint32_t>(start + point.y * width + point.x) * row;
+  const uint32_t below = cell + static_cast<uint32_t>(width) * row;
+  return {
+      {has_upper && has_left, has_upper && has_right, has_lower && has_left, has_lower && has_right},
+      {upper * left, upper * point.right, lower * left, lower * point.right},
+      {cell, cell + row, below, below + row}};
+}
+
+// Loads the corners that exist, all before the first is used, so that the GPU waits for memory once.
+template <typename Values, typename A, typename T>
+__device__ inline void load(Values (&values)[4], const Corners<A>& cells, const T* from) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (cells.exists[i]) {
+      values[i] = *reinterpret_cast<const Values*>(from + cells.offset[i]);
+    }
+  }
+}
+
 template <typename T, typename C, int WIDTH>
 __global__ void __launch_bounds__(BLOCK) forward_kernel(
     const Sizes s, const __grid_constant__ Levels levels, const int lanes,
@@ -101,15 +137,17 @@ __global__ void __launch_bounds__(BLOCK) forward_kernel(
   using A = typename Accumulate<T>::type;
   using Values = Pack<T, WIDTH>;
   const Place at = place(s, lanes);
-  const int64_t row = s.heads * s.channels;
-  const int samples = static_cast<int>(s.levels * s.points);
+  const int channels = s.channels, points = s.points;
+  const int row = s.heads * s.channels;
+  const int samples = s.levels * s.points;
   const int64_t first = (at.query * s.heads + at.head) * samples;
-  const T* head_values = value + at.image * s.tokens * row + at.head * s.channels;
+  const T* head_values = value + at.image * s.tokens * row + at.head * channels;
   // All lanes of a warp must take part in the shuffles, even those without a query or channel.
-  for (int64_t begin = 0; begin < s.channels; begin += lanes * WIDTH) {
-    const int64_t c = begin + at.lane * WIDTH;
-    const bool works = at.exists && c < s.channels;
+  for (int begin = 0; begin < channels; begin += lanes * WIDTH) {
+    const int c = begin + at.lane * WIDTH;
+    const bool works = at.exists && c < channels;
     A sum[WIDTH] = {};
+    int level = 0, level_end = points;
     for (int chunk = 0; chunk < samples; chunk += lanes) {
       const int own = chunk + at.lane;
       A own_x = 0, own_y = 0, own_weight = 0;
@@ -123,28 +161,27 @@ __global__ void __launch_bounds__(BLOCK) forward_kernel(
         const A x = __shfl_sync(0xffffffffu, own_x, i, lanes);
         const A y = __shfl_sync(0xffffffffu, own_y, i, lanes);
         const A weight = __shfl_sync(0xffffffffu, own_weight, i, lanes);
-        const int l = (chunk + i) / static_cast<int>(s.points);
-        const int32_t width = levels.width[l], height = levels.height[l];
+        if (chunk + i == level_end) {
+          ++level;
+          level_end += points;
+        }
+        const int32_t width = levels.width[level], height = levels.height[level];
         const Point<A> point = locate(x, y, width, height);
         if (!works || !point.inside) {
           continue;
         }
-        const A lower = weight * point.below, upper = weight - lower;
-        const A left = A(1) - point.right;
-        const T* cell = head_values + (levels.start[l] + static_cast<int64_t>(point.y) * width + point.x) * row + c;
-        const bool has_left = point.x >= 0, has_right = point.x + 1 < width;
-        const bool has_upper = point.y >= 0, has_lower = point.y + 1 < height;
-        auto add = [&](const T* from, A share) {
-          const Values values = *reinterpret_cast<const Values*>(from);
+        const auto cells = corners(point, weight, width, height, levels.start[level], row);
+        Values values[4];
+        load(values, cells, head_values + c);
 #pragma unroll
-          for (int k = 0; k < WIDTH; ++k) {
-            sum[k] += share * static_cast<A>(values.at[k]);
+        for (int j = 0; j < 4; ++j) {
+          if (cells.exists[j]) {
+#pragma unroll
+            for (int k = 0; k < WIDTH; ++k) {
+              sum[k] += cells.share[j] * static_cast<A>(values[j].at[k]);
+            }
           }
-        };
-        if (has_upper && has_left) add(cell, upper * left);
-        if (has_upper && has_right) add(cell + row, upper * point.right);
-        if (has_lower && has_left) add(cell + width * row, lower * left);
-        if (has_lower && has_right) add(cell + width * row + row, lower * point.right);
+        }
       }
     }
     if (works) {
@@ -153,7 +190,7 @@ __global__ void __launch_bounds__(BLOCK) forward_kernel(
       for (int k = 0; k < WIDTH; ++k) {
         result.at[k] = static_cast<T>(sum[k]);
       }
-      *reinterpret_cast<Values*>(output + at.query * row + at.head * s.channels + c) = result;
+      *reinterpret_cast<Values*>(output + at.query * row + at.head * channels + c) = result;
     }
   }
 }
@@ -200,11 +237,13 @@ __global__ void __launch_bounds__(BLOCK) backward_kernel(
   using A = typename Accumulate<T>::type;
   using Values = Pack<T, WIDTH>;
   const Place at = place(s, lanes);
-  const int64_t row = s.heads * s.channels;
-  const int samples = static_cast<int>(s.levels * s.points);
+  const int channels = s.channels, points = s.points;
+  const int row = s.heads * s.channels;
+  const int samples = s.levels * s.points;
   const int64_t first = (at.query * s.heads + at.head) * samples;
-  const int64_t head = at.image * s.tokens * row + at.head * s.channels;
-  const T* grad = grad_output + at.query * row + at.head * s.channels;
+  const int64_t head = at.image * s.tokens * row + at.head * channels;
+  const T* grad = grad_output + at.query * row + at.head * channels;
+  int level = 0, level_end = points;
   for (int chunk = 0; chunk < samples; chunk += lanes) {
     const int own = chunk + at.lane;
     const bool owns = at.exists && own < samples;
@@ -220,35 +259,34 @@ __global__ void __launch_bounds__(BLOCK) backward_kernel(
       const A x = __shfl_sync(0xffffffffu, own_x, i, lanes);
       const A y = __shfl_sync(0xffffffffu, own_y, i, lanes);
       const A weight = __shfl_sync(0xffffffffu, own_weight, i, lanes);
-      const int l = (chunk + i) / static_cast<int>(s.points);
-      const int32_t width = levels.width[l], height = levels.height[l];
-      const Point<A> point = locate(x, y, width, height);
-      const bool has_left = point.x >= 0, has_right = point.x + 1 < width;
-      const bool has_upper = point.y >= 0, has_lower = point.y + 1 < height;
-      const A lower = weight * point.below, upper = weight - lower;
-      const A left = A(1) - point.right;
-      // dot products of the output gradient and each corner's values
-      A upper_left = 0, upper_right = 0, lower_left = 0, lower_right = 0;
-      for (int64_t c = at.lane * WIDTH; at.exists && point.inside && c < s.channels; c += lanes * WIDTH) {
-        const Values grads = *reinterpret_cast<const Values*>(grad + c);
-        const int64_t cell = head + (levels.start[l] + static_cast<int64_t>(point.y) * width + point.x) * row + c;
-        auto visit = [&](int64_t from, A share) {
-          const Values values = *reinterpret_cast<const Values*>(value + from);
-          A product = 0;
-          A shares[WIDTH];
-#pragma unroll
-          for (int k = 0; k < WIDTH; ++k) {
-            product += static_cast<A>(grads.at[k]) * static_cast<A>(values.at[k]);
-            shares[k] = share * static_cast<A>(grads.at[k]);
-          }
-          accumulate<WIDTH>(grad_value + from, shares, scale);
-          return product;
-        };
-        if (has_upper && has_left) upper_left += visit(cell, upper * left);
-        if (has_upper && has_right) upper_right += visit(cell + row, upper * point.right);
-        if (has_lower && has_left) lower_left += visit(cell + width * row, lower * left);
-        if (has_lower && has_right) lower_right += visit(cell + width * row + row, lower * point.right);
+      if (chunk + i == level_end) {
+        ++level;
+        level_end += points;
       }
+      const int32_t width = levels.width[level], height = levels.height[level];
+      const Point<A> point = locate(x, y, width, height);
+      A dot[4] = {};  // products of the output gradient and each corner's values
+      if (at.exists && point.inside) {
+        const auto cells = corners(point, weight, width, height, levels.start[level], row);
+        for (int c = at.lane * WIDTH; c < channels; c += lanes * WIDTH) {
+          const Values grads = *reinterpret_cast<const Values*>(grad + c);
+          Values values[4];
+          load(values, cells, value + head + c);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            if (cells.exists[j]) {
+              A shares[WIDTH];
+#pragma unroll
+              for (int k = 0; k < WIDTH; ++k) {
+                dot[j] += static_cast<A>(grads.at[k]) * static_cast<A>(values[j].at[k]);
+                shares[k] = cells.share[j] * static_cast<A>(grads.at[k]);
+              }
+              accumulate<WIDTH>(grad_value + head + c + cells.offset[j], shares, scale);
+            }
+          }
+        }
+      }
+      const auto [upper_left, upper_right, lower_left, lower_right] = dot;
       const A above = upper_left + (upper_right - upper_left) * point.right;
       const A below = lower_left + (lower_right - lower_left) * point.right;
       A grad_weight = above + (below - above) * point.below;
