@@ -43,7 +43,7 @@ def operators() -> dict:
         return factory(
             LIBRARY,
             sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / SOURCES).glob(pattern)),
-            depends=sorted(map(str, (ROOT / SOURCES).glob("*.h"))),
+            depends=sorted(map(str, (ROOT / SOURCES).glob("*.*h"))),
             # No -std flag: torch's headers need the standard that torch itself sets.
             extra_compile_args={"cxx": ["-O3", "-fopenmp"], "nvcc": ["-O3"]},
         )

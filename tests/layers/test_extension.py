@@ -14,23 +14,22 @@ from torch.utils import cpp_extension
 from clockdistill.collect_env import operators_info
 from clockdistill.errors import UserError
 from clockdistill.layers import extension
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "projects/CLoCKDistill"
-OPERATOR_TESTS = "tests/layers/test_ms_deform_attn.py"
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+from helpers.operators import (
+    PACKAGE,
+    ROOT,
+    SANITIZE,
+    SOURCES,
+    copy_package,
+    needs_compiler,
+    needs_linux,
+    run_operator_tests,
+    run_sanitized_operator_tests,
+)
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the package without build outputs."""
-    shutil.copytree(
-        ROOT / PACKAGE / "clockdistill",
-        tmp_path / PACKAGE / "clockdistill",
-        ignore=shutil.ignore_patterns("_C.*", "__pycache__"),
-    )
+    copy_package(tmp_path)
     shutil.copy(ROOT / "setup.py", tmp_path)
     return tmp_path
 
@@ -41,11 +40,6 @@ def build(copy, **environment):
     result = subprocess.run(command, cwd=copy, env=os.environ | environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return json.loads((copy / PACKAGE / "clockdistill" / "_C.json").read_text())
-
-
-def run_operator_tests(copy, *arguments, **environment):
-    command = [sys.executable, "-m", "pytest", "-o", f"pythonpath={copy / PACKAGE}", OPERATOR_TESTS, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
 
 
 def describe(copy):
@@ -91,21 +85,12 @@ def test_broken_library_is_reported(copy):
 
 
 @needs_compiler
-@pytest.mark.skipif(sys.platform != "linux", reason="preloading the sanitizers is specific to Linux")
+@needs_linux
 def test_sanitizers_find_nothing(copy):
     """Run the operator tests with the address and undefined-behavior sanitizers."""
-    libraries = [
-        subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    if not all(os.path.isabs(library) for library in libraries):
-        pytest.skip("no sanitizers for this compiler")
-    flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr -g1"
-    record = build(copy, CFLAGS=flags, LDFLAGS="-fsanitize=address,undefined", TORCH_CUDA_ARCH_LIST="")
+    record = build(copy, CFLAGS=SANITIZE, LDFLAGS="-fsanitize=address,undefined", TORCH_CUDA_ARCH_LIST="")
     assert record["cpu"]
-    environment = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "CUDA_VISIBLE_DEVICES": ""}
-    result = run_operator_tests(copy, "-k", "cpu and not compiles and not exports and not opcheck", **environment)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    run_sanitized_operator_tests(copy, "cpu and not compiles and not exports and not opcheck")
 
 
 @pytest.mark.skipif(
@@ -114,7 +99,7 @@ def test_sanitizers_find_nothing(copy):
 )
 def test_cuda_sources_compile_for_sm_80_and_sm_90(tmp_path):
     """Compile only: this does not need a GPU."""
-    source = ROOT / PACKAGE / "clockdistill/layers/csrc/ms_deform_attn_cuda.cu"
+    source = SOURCES / "ms_deform_attn_cuda.cu"
     includes = [f"-I{path}" for path in cpp_extension.include_paths("cuda")]
     architectures = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in (80, 90)]
     nvcc = Path(cpp_extension.CUDA_HOME, "bin", "nvcc")

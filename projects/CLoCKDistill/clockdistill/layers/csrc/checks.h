@@ -1,28 +1,14 @@
 // Argument checks shared by the CPU and CUDA kernels, with the messages of ms_deform_attn.py.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <tuple>
 #include <vector>
 
+#include "sizes.h"
+
 namespace clockdistill {
-
-struct Level {
-  int64_t height;
-  int64_t width;
-  int64_t start;
-};
-
-struct Sizes {
-  int64_t batch;
-  int64_t tokens;
-  int64_t heads;
-  int64_t channels;
-  int64_t queries;
-  int64_t levels;
-  int64_t points;
-};
 
 inline bool is_half(at::ScalarType type) {
   return type == at::kHalf || type == at::kBFloat16;

@@ -3,7 +3,10 @@
 // The arithmetic is in ms_deform_attn_cpu_kernel.h, which is compiled here once per instruction set. The first call
 // selects the best one available, so the library runs on any machine of its architecture.
 
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <cstdlib>
