@@ -37,7 +37,7 @@ COUNTS = [
     *("model.num_classes", "model.num_queries", "model.detections_per_image", "model.encoder.num_levels"),
     *("model.decoder.num_layers", "model.decoder.num_heads", "model.denoising.num_queries", "model.backbone.width"),
     *("train.max_iter", "train.log_period", "train.checkpointer.period", "train.checkpointer.max_to_keep"),
-    *("train.benchmark.images", "train.benchmark.rounds", "train.max_nonfinite_steps"),
+    *("train.benchmark.images", "train.benchmark.rounds", "train.max_nonfinite_steps", "train.accumulate"),
     "dataloader.train.total_batch_size",
 ]
 NOT_NEGATIVE = [
