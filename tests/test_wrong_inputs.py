@@ -37,7 +37,7 @@ COUNTS = [
     *("model.num_classes", "model.num_queries", "model.detections_per_image", "model.encoder.num_levels"),
     *("model.decoder.num_layers", "model.decoder.num_heads", "model.denoising.num_queries", "model.backbone.width"),
     *("train.max_iter", "train.log_period", "train.checkpointer.period", "train.checkpointer.max_to_keep"),
-    *("train.benchmark.images", "train.benchmark.rounds", "train.max_nonfinite_steps"),
+    *("train.benchmark.images", "train.benchmark.rounds", "train.max_nonfinite_steps", "train.accumulate"),
     "dataloader.train.total_batch_size",
 ]
 NOT_NEGATIVE = [
@@ -69,6 +69,7 @@ VALUES = {
     "model.backbone.out_features": ["[]", "[res9]"],
     "model.neck.in_features": ["[res2,res3,res9]", "[]"],
     "model.neck.in_channels": ["[1,2,3]", "[16,32]"],
+    "model.encoder.activation_checkpointing": ["2", "all"],
     "model.pixel_mean": ["[1,2]", "[nan,0,0]"],
     "model.pixel_std": ["[0,1,1]"],
     "model.position_embedding.temperature": [0, -1],

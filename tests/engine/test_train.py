@@ -5,31 +5,18 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 
-from clockdistill.engine import Trainer, do_test, eval_only
+from clockdistill.engine import do_test, eval_only
 from clockdistill.errors import UserError
-from helpers.toy import ToyDetector, ToyDistillation, ToyLoader, read_lines, read_metrics, run_toy, toy_config
-
-
-class Recorder(HookBase):
-    """Records every step's loss and gradient norm, not smoothed."""
-
-    def __init__(self):
-        self.losses, self.norms = [], []
-
-    def after_step(self):
-        self.losses.append(self.trainer.storage.history("total_loss").latest())
-        if "grad_norm" in self.trainer.storage.histories():
-            self.norms.append(self.trainer.storage.history("grad_norm").latest())
-
-
-def make_trainer(broken_at=-1, **kwargs):
-    torch.manual_seed(0)
-    model = ToyDetector(channels=4)
-    loader = ToyLoader(seed=1, broken_at=broken_at)
-    trainer = Trainer(model, loader, torch.optim.SGD(model.parameters(), lr=0.1), **kwargs)
-    trainer.recorder = Recorder()
-    trainer.register_hooks([trainer.recorder])
-    return trainer
+from helpers.toy import (
+    ToyDetector,
+    ToyDistillation,
+    ToyLoader,
+    read_lines,
+    read_metrics,
+    run_toy,
+    toy_config,
+    toy_trainer,
+)
 
 
 def train_by_hand(steps, clip_grad):
@@ -51,7 +38,7 @@ def train_by_hand(steps, clip_grad):
 
 @pytest.mark.parametrize("clip_grad", [None, 0.1])
 def test_steps_equal_those_of_a_plain_loop(clip_grad):
-    trainer = make_trainer(clip_grad=clip_grad)
+    trainer = toy_trainer(clip_grad=clip_grad)
     trainer.train(0, 4)
     model, losses, norms = train_by_hand(4, clip_grad)
     assert trainer.recorder.losses == pytest.approx(losses, rel=1e-5)
@@ -63,7 +50,7 @@ def test_steps_equal_those_of_a_plain_loop(clip_grad):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_on_the_cpu(dtype):
     seen = []
-    trainer = make_trainer(amp_dtype=dtype)
+    trainer = toy_trainer(amp_dtype=dtype)
     trainer.model.head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     trainer.train(0, 20)
     _, losses, norms = train_by_hand(20, None)
@@ -78,7 +65,7 @@ def test_mixed_precision_on_the_cpu(dtype):
 
 
 def test_infinite_loss_names_iteration_and_terms_and_keeps_the_weights():
-    trainer = make_trainer(broken_at=2)
+    trainer = toy_trainer(broken_at=2)
     before = {}
 
     class Keep(HookBase):
@@ -94,18 +81,18 @@ def test_infinite_loss_names_iteration_and_terms_and_keeps_the_weights():
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(dtype):
     """The batch is skipped, so that the weights and statistics are those of a run without it."""
-    trainer = make_trainer(broken_at=2, max_nonfinite_steps=2, amp_dtype=dtype)
+    trainer = toy_trainer(broken_at=2, max_nonfinite_steps=2, amp_dtype=dtype)
     trainer.train(0, 5)
     assert (trainer.nonfinite_steps, trainer.skipped_steps) == (0, 1)
     assert trainer.storage.latest()["skipped_steps"] == (1, 2)
-    without = make_trainer(amp_dtype=dtype)
+    without = toy_trainer(amp_dtype=dtype)
     without.data_loader = [batch for i, batch in zip(range(5), ToyLoader(seed=1)) if i != 2]
     without.train(0, 4)
     torch.testing.assert_close(trainer.model.state_dict(), without.model.state_dict(), rtol=0, atol=0)
 
 
 def test_too_many_steps_in_a_row_end_the_training():
-    trainer = make_trainer(max_nonfinite_steps=3)
+    trainer = toy_trainer(max_nonfinite_steps=3)
     trainer.data_loader = ToyLoader(seed=1, broken_from=4)
     with pytest.raises(FloatingPointError, match=r"in iterations 4 to 6 \("):
         trainer.train(0, 100)
@@ -113,21 +100,21 @@ def test_too_many_steps_in_a_row_end_the_training():
 
 
 def test_infinite_gradient_is_found():
-    trainer = make_trainer()
+    trainer = toy_trainer()
     trainer.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(FloatingPointError, match=r"^the gradient .* at iteration 0"):
         trainer.train(0, 1)
 
 
 def test_gradients_that_overflow_in_float16_count_once_the_scale_cannot_fall():
-    trainer = make_trainer(amp_dtype=torch.float16, max_nonfinite_steps=2)
+    trainer = toy_trainer(amp_dtype=torch.float16, max_nonfinite_steps=2)
     trainer.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(FloatingPointError, match=r"^the gradient .* in iterations 16 to 17 "):
         trainer.train(0, 100)  # the initial scale is 2^16
 
 
 def test_losses_come_from_the_distillation_hook():
-    trainer = make_trainer()
+    trainer = toy_trainer()
     trainer.register_hooks([ToyDistillation(trainer.model)])
     trainer.train(0, 1)
     _, losses, _ = train_by_hand(1, None)
@@ -135,7 +122,7 @@ def test_losses_come_from_the_distillation_hook():
 
 
 def test_a_second_loss_function_is_refused():
-    trainer = make_trainer()
+    trainer = toy_trainer()
     trainer.register_hooks([ToyDistillation(trainer.model), ToyDistillation(trainer.model)])
     with pytest.raises(RuntimeError, match="two hooks set the loss function"):
         trainer.train(0, 1)
@@ -143,22 +130,30 @@ def test_a_second_loss_function_is_refused():
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_the_loss_function_is_given_model_batch_and_scale(dtype):
-    trainer, seen = make_trainer(amp_dtype=dtype), []
+    trainer, seen = toy_trainer(amp_dtype=dtype), []
 
     class Hook(HookBase):
         def before_train(self):
             self.trainer.set_loss_function(self.compute)
 
-        def compute(self, model, data, loss_scale):
+        def compute(self, model, batches, loss_scale):
             seen.append((model, loss_scale))
-            return model(data)
+            yield from map(model, batches)
 
     trainer.register_hooks([Hook()])
     trainer.train(0, 1)
     assert seen == [(trainer.model, 1.0 if dtype is None else 65536.0)]
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.ema.enabled=True", "train.ema.decay=0.5"), ("distilled",)])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("train.ema.enabled=True", "train.ema.decay=0.5"),
+        ("distilled",),
+        ("train.accumulate=2", "train.amp.enabled=True", "train.ema.enabled=True"),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, overrides):
     def config(folder, *more):
         cfg = toy_config(folder, *(o for o in overrides if o != "distilled"), *more)

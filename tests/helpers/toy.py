@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 import torch
+from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
 from clockdistill.distillation import DistillationHook
-from clockdistill.engine import do_train, load_config
+from clockdistill.engine import Trainer, do_train, load_config
 from clockdistill.engine.metrics import TIMES
 from clockdistill.errors import UserError
 
@@ -120,8 +121,32 @@ class ToyDistillation(DistillationHook):
     def load_state_dict(self, state):
         self.factor.data.copy_(state["factor"])
 
-    def compute_losses(self, model, data, loss_scale=1.0):
-        return model(data) | {"loss_distill": self.factor.square()}
+    def step_losses(self, model, batches, loss_scale=1.0):
+        for data in batches:
+            yield model(data) | {"loss_distill": self.factor.square()}
+
+
+class Recorder(HookBase):
+    """Records every step's loss and gradient norm, not smoothed."""
+
+    def __init__(self):
+        self.losses, self.norms = [], []
+
+    def after_step(self):
+        self.losses.append(self.trainer.storage.history("total_loss").latest())
+        if "grad_norm" in self.trainer.storage.histories():
+            self.norms.append(self.trainer.storage.history("grad_norm").latest())
+
+
+def toy_trainer(broken_at=-1, **kwargs):
+    """A trainer with a `recorder`; keyword arguments are the trainer's."""
+    torch.manual_seed(0)
+    model = ToyDetector(channels=4)
+    loader = ToyLoader(seed=1, broken_at=broken_at)
+    trainer = Trainer(model, loader, torch.optim.SGD(model.parameters(), lr=0.1), **kwargs)
+    trainer.recorder = Recorder()
+    trainer.register_hooks([trainer.recorder])
+    return trainer
 
 
 TOY_CONFIG = Path(__file__).with_name("toy_config.py")

@@ -82,6 +82,7 @@ def optional(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.holds(value), f"null or {rule.text}")
 
 
+boolean = Rule(lambda value: isinstance(value, bool), "True or False")
 finite = Rule(is_number, "a finite number")
 not_negative = at_least(0)
 fraction = between(0, 1)

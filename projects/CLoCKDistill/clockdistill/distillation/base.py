@@ -26,10 +26,23 @@ class DistillationLoss(nn.Module):
     def build(self, teacher: Detector, student: Detector) -> None:
         """Create parameters whose shapes depend on the two models. Called once, before training."""
 
-    def forward(self, teacher: Outputs, student: Outputs, targets: Targets) -> dict[str, Tensor]:
+    def normalizer(self, teacher: Outputs, targets: Targets) -> Tensor | None:
+        """Return what `forward` divides by, such as the number of objects or cells in the batch.
+
+        The hook averages it over processes and over the batches of a step (`train.accumulate`) and passes it to
+        `forward`, so that the gradients are those of the joint batch. None, the default, is for means over images.
+        """
+        return None
+
+    def forward(
+        self, teacher: Outputs, student: Outputs, targets: Targets, normalizer: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return scalar losses by name. The log calls them `loss_<name of the loss in the config>_<name>`.
 
         Outputs that the loss does not require are None.
+
+        Args:
+            normalizer: passed only if the method `normalizer` returns one.
         """
         raise NotImplementedError
 

@@ -1,7 +1,8 @@
 """The trainer hook that owns the teacher and the distillation losses."""
 
+import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..checks import checked, not_negative
 from ..config_file import build
 from ..errors import UserError
-from ..modeling import Detector, Outputs, Queries
+from ..modeling import Detector, Outputs, Queries, Targets
+from ..modeling.criterion import average_over_ranks
+from ..modeling.parallel import synchronized
 from .base import DistillationLoss
 from .calibration import calibrate, calibration_path, fingerprint, load_embedding, save_embedding
 from .target_queries import QueryAdapter, check_source, make_embedding
@@ -88,7 +91,7 @@ class DistillationHook(HookBase):
         self.query_adapter = wrap_ddp(self.modules["query_adapter"]) if self.requires_targets else None
 
     def before_train(self) -> None:
-        self.trainer.set_loss_function(self.compute_losses)
+        self.trainer.set_loss_function(self.step_losses)
 
     def calibrate(self, data: Iterable[list[dict]]) -> None:
         """Fit the target queries to the teacher if the config says so, or load those of an earlier run.
@@ -117,58 +120,99 @@ class DistillationHook(HookBase):
         self.modules.load_state_dict(state)
 
     def compute_losses(self, model: nn.Module, data: list[dict], loss_scale: float = 1.0) -> dict[str, Tensor]:
-        """Compute the step's losses: the student's own, and `loss_<name>_<term>` of every distillation loss.
+        """Compute the losses of a step with one batch; see `step_losses`."""
+        return next(self.step_losses(model, [data], loss_scale))
+
+    def step_losses(
+        self, model: nn.Module, batches: Sequence[list[dict]], loss_scale: float = 1.0
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield the losses of each batch: the student's own, and `loss_<name>_<term>` of every distillation loss.
+
+        The teacher sees all batches first, because its outputs determine what the losses are divided by.
 
         Args:
-            model: the student, perhaps in DistributedDataParallel; its forward runs once.
-            data: the batch, after augmentation.
+            model: the student, perhaps in DistributedDataParallel; its forward runs once per batch.
+            batches: of equal size, after augmentation.
             loss_scale: factor of the losses in the backward pass, in float16.
         """
         student: Detector = getattr(model, "module", model)
-        targets = student.targets(data)
-        teacher_queries = student_queries = None
-        if self.requires_targets:
-            teacher_queries = self.embedding(targets)
-            student_queries = self.query_adapter(teacher_queries)
-        teacher_outputs = self.forward_teacher(data, teacher_queries)
+        targets = student.joint_targets(batches)
+        queries = [self.embedding(t) if self.requires_targets else None for t in targets]
+        outputs = [self.forward_teacher(*inputs) for inputs in zip(batches, queries, strict=True)]
+        normalizers = self.normalizers(outputs, targets)
+        modules = [model, self.query_adapter, *self.losses.values()]
+        for index, part in enumerate(zip(batches, targets, queries, outputs, strict=True)):
+            with synchronized(modules, index == len(batches) - 1):
+                losses, terms = self.batch_losses(model, *part, normalizers)
+            if index == 0 and self.gradient_share_period and get_event_storage().iter % self.gradient_share_period == 0:
+                log_gradient_shares({"loss_detection": sum(losses.values()), **terms}, student, loss_scale)
+            yield losses | terms
+
+    def batch_losses(
+        self,
+        model: nn.Module,
+        data: list[dict],
+        targets: Targets,
+        teacher_queries: Queries | None,
+        teacher_outputs: Outputs,
+        normalizers: Mapping[str, Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the student's own losses for a batch, and the distillation losses."""
+        student_queries = None if teacher_queries is None else self.query_adapter(teacher_queries)
         losses, student_outputs = model(data, targets=targets, target_queries=student_queries, with_outputs=True)
         if self.student_levels:
-            teacher_memory = teacher_outputs.memory.select(self.teacher_levels)
-            teacher_outputs = replace(teacher_outputs, memory=teacher_memory)
             student_memory = student_outputs.memory.select(self.student_levels)
             student_outputs = replace(student_outputs, memory=student_memory)
         terms = {}
         for name, loss in self.losses.items():
             select = self.modules["losses"][name].select
-            try:
-                values = loss(select(teacher_outputs), select(student_outputs), targets)
-            except AttributeError as error:
-                if "'NoneType' object" not in str(error):
-                    raise
-                raise UserError(
-                    f"distillation.losses.{name} uses an output that it does not require ({error}): set "
-                    "requires_memory, requires_objects or requires_targets of its class to True"
-                ) from error
+            normalizer = [normalizers[name]] if name in normalizers else []
+            with explain_missing_output(name):
+                values = loss(select(teacher_outputs), select(student_outputs), targets, *normalizer)
             if not isinstance(values, dict) or any(value.dim() for value in values.values()):
                 raise UserError(f"distillation.losses.{name} must return scalar losses by name, as in {{'name': loss}}")
             terms |= {f"loss_{name}_{term}": value for term, value in values.items()}
-        if self.gradient_share_period and get_event_storage().iter % self.gradient_share_period == 0:
-            log_gradient_shares({"loss_detection": sum(losses.values()), **terms}, student, loss_scale)
-        return losses | terms
+        return losses, terms
 
     @torch.no_grad()
+    def normalizers(self, outputs: Sequence[Outputs], targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Return what losses are divided by, averaged over batches and processes, for those that are."""
+        normalizers = {}
+        for name, loss in self.modules["losses"].items():
+            with explain_missing_output(name):
+                values = [loss.normalizer(loss.select(o), t) for o, t in zip(outputs, targets, strict=True)]
+            if values[0] is not None:
+                normalizers[name] = average_over_ranks(torch.stack([value.float() for value in values]).mean(0))
+        return normalizers
+
+    # not in inference mode, because autograd saves the teacher's outputs for the backward pass of the losses
+    @torch.no_grad()
     def forward_teacher(self, data: list[dict], target_queries: Queries | None) -> Outputs:
-        """Run the teacher on the student's batch."""
+        """Run the teacher on the student's batch, as far as the losses require its outputs."""
         teacher = self.teacher
         memory = teacher.encode(teacher.preprocess(data))
         objects = teacher.decode(memory, teacher.propose(memory)) if self.requires_objects else None
         targets = teacher.decode(memory, target_queries) if target_queries is not None else None
-        return Outputs(memory, objects, targets)
+        return Outputs(memory.select(self.teacher_levels) if self.teacher_levels else memory, objects, targets)
 
 
 def build_loss(name: str, config: Mapping | DistillationLoss) -> DistillationLoss:
     """Instantiate a loss, which Detectron2 does not do for values of a dictionary."""
     return build(config, f"distillation.losses.{name}")
+
+
+@contextlib.contextmanager
+def explain_missing_output(name: str) -> Iterator[None]:
+    """Name the loss that uses an output which it does not require."""
+    try:
+        yield
+    except AttributeError as error:
+        if "'NoneType' object" not in str(error):
+            raise
+        raise UserError(
+            f"distillation.losses.{name} uses an output that it does not require ({error}): set "
+            "requires_memory, requires_objects or requires_targets of its class to True"
+        ) from error
 
 
 def wrap_ddp(module: nn.Module) -> nn.Module:

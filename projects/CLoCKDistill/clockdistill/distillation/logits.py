@@ -9,7 +9,6 @@ from torch import Tensor
 from ..checks import above, checked, not_negative
 from ..layers import at_least_float32, giou_loss
 from ..modeling import HungarianMatcher, Outputs, Predictions, Targets
-from ..modeling.criterion import average_over_ranks
 from .base import DistillationLoss
 
 
@@ -24,9 +23,13 @@ def bernoulli_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor
 
 def spread_layers(predictions: Predictions, num_layers: int) -> Predictions:
     """Select `num_layers` layers, evenly spread and ending with the last one."""
-    available = len(predictions.logits)
-    index = [math.ceil((layer + 1) * available / num_layers) - 1 for layer in range(num_layers)]
+    index = spread_indices(len(predictions.logits), num_layers)
     return Predictions(predictions.logits[index], predictions.boxes[index])
+
+
+def spread_indices(available: int, num_layers: int) -> list[int]:
+    """Return the indices of the layers that `spread_layers` selects."""
+    return [math.ceil((layer + 1) * available / num_layers) - 1 for layer in range(num_layers)]
 
 
 class LogitLoss(DistillationLoss):
@@ -54,18 +57,27 @@ class LogitLoss(DistillationLoss):
         self.temperature = temperature
         self.weight_by_confidence = weight_by_confidence
 
-    def compare(self, teacher: Predictions, student: Predictions, valid: Tensor) -> dict[str, Tensor]:
+    def weights(self, teacher: Predictions, valid: Tensor) -> Tensor:
+        """Return the weights (E, B, Q) of queries, given which have a loss, (B, Q) or (E, B, Q)."""
+        confidence = at_least_float32(teacher.logits).sigmoid().amax(-1)
+        return (confidence if self.weight_by_confidence else torch.ones_like(confidence)) * valid
+
+    def compare(
+        self, teacher: Predictions, student: Predictions, valid: Tensor, normalizer: Tensor
+    ) -> dict[str, Tensor]:
         """
         Args:
-            teacher, student: predictions for the same queries, of the same number of layers.
+            teacher, student: predictions for the same queries. Of the teacher's layers, as many are compared as the
+                student has.
             valid: (B, Q) or (E, B, Q), False on queries without a loss.
+            normalizer: (teacher's layers,), sum of the weights.
         """
-        teacher, student = (Predictions(*map(at_least_float32, p)) for p in (teacher, student))
-        confidence = teacher.logits.sigmoid().amax(-1)
-        weight = confidence if self.weight_by_confidence else torch.ones_like(confidence)
-        weight = weight * valid
-        normalizer = average_over_ranks(weight.sum((1, 2))).clamp(min=1e-6)[:, None, None]
-        weight = weight / normalizer
+        num_layers = len(student.logits)
+        normalizer = normalizer[spread_indices(len(teacher.logits), num_layers)].clamp(min=1e-6)
+        teacher, student = (
+            Predictions(*map(at_least_float32, p)) for p in (spread_layers(teacher, num_layers), student)
+        )
+        weight = self.weights(teacher, valid) / normalizer[:, None, None]
         divergence = bernoulli_kl(teacher.logits, student.logits, self.temperature).sum(-1)
         l1 = (teacher.boxes - student.boxes).abs().sum(-1)
         return {
@@ -80,10 +92,16 @@ class TargetAwareLogitLoss(LogitLoss):
 
     requires_targets = True
 
-    def forward(self, teacher: Outputs, student: Outputs, targets: Targets) -> dict[str, Tensor]:
-        student_predictions = student.target_predictions
-        teacher_predictions = spread_layers(teacher.target_predictions, len(student_predictions.logits))
-        return self.compare(teacher_predictions, student_predictions, ~targets.padding)
+    def normalizer(self, teacher: Outputs, targets: Targets) -> Tensor:
+        """Return the sum of the weights for each layer of the teacher."""
+        return self.weights(teacher.target_predictions, ~targets.padding).sum((1, 2))
+
+    def forward(
+        self, teacher: Outputs, student: Outputs, targets: Targets, normalizer: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        if normalizer is None:
+            normalizer = self.normalizer(teacher, targets)
+        return self.compare(teacher.target_predictions, student.target_predictions, ~targets.padding, normalizer)
 
 
 class MatchedLogitLoss(LogitLoss):
@@ -102,11 +120,19 @@ class MatchedLogitLoss(LogitLoss):
         super().__init__(**weights)
         self.matcher = matcher
 
-    def forward(self, teacher: Outputs, student: Outputs, targets: Targets) -> dict[str, Tensor]:
-        num_layers = len(student.object_predictions.logits)
-        teacher_predictions, matched = self.gather(spread_layers(teacher.object_predictions, num_layers), targets)
+    def normalizer(self, teacher: Outputs, targets: Targets) -> Tensor:
+        """Return the sum of the weights of the teacher's matched queries, for each of its layers."""
+        return self.weights(*self.gather(teacher.object_predictions, targets)).sum((1, 2))
+
+    def forward(
+        self, teacher: Outputs, student: Outputs, targets: Targets, normalizer: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        if normalizer is None:
+            normalizer = self.normalizer(teacher, targets)
+        teacher_predictions, matched = self.gather(teacher.object_predictions, targets)
         student_predictions, also_matched = self.gather(student.object_predictions, targets)
-        return self.compare(teacher_predictions, student_predictions, matched & also_matched)
+        matched = matched[spread_indices(len(matched), len(also_matched))]
+        return self.compare(teacher_predictions, student_predictions, matched & also_matched, normalizer)
 
     def gather(self, predictions: Predictions, targets: Targets) -> tuple[Predictions, Tensor]:
         """Return the matched predictions in the order of the objects, (E, B, n, ...), and which exist, (E, B, n).

@@ -8,7 +8,6 @@ from ..checks import checked, not_negative
 from ..errors import UserError
 from ..layers import at_least_float32
 from ..modeling import Detector, Memory, Outputs, Targets
-from ..modeling.criterion import average_over_ranks
 from .base import DistillationLoss
 
 # attributes of `Memory`, by the names in configs
@@ -126,9 +125,14 @@ class PlainFeatureLoss(FeatureLoss):
         super().__init__(feature)
         self.weight = weight
 
-    def forward(self, teacher: Outputs, student: Outputs, targets: Targets) -> dict[str, Tensor]:
-        distance = self.squared_distance(teacher, student)
-        valid = ~teacher.memory.padding_mask
-        channels = self.maps(teacher).shape[-1]
-        cells = average_over_ranks(valid.sum().to(distance))
-        return {"mse": self.weight * (distance * valid).sum() / (cells * channels)}
+    def normalizer(self, teacher: Outputs, targets: Targets) -> Tensor:
+        """Return the number of values that are compared."""
+        return (~teacher.memory.padding_mask).sum() * self.maps(teacher).shape[-1]
+
+    def forward(
+        self, teacher: Outputs, student: Outputs, targets: Targets, normalizer: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        if normalizer is None:
+            normalizer = self.normalizer(teacher, targets)
+        distance = self.squared_distance(teacher, student).masked_fill(teacher.memory.padding_mask, 0)
+        return {"mse": self.weight * distance.sum() / normalizer}

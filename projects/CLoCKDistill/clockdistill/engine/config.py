@@ -28,6 +28,7 @@ RULES = {
     "train.device": Rule(lambda name: re.fullmatch(r"cpu|cuda(:\d+)?", str(name)) is not None, "cpu or cuda"),
     "train.clip_grad": optional(above(0)),
     "train.max_nonfinite_steps": count,
+    "train.accumulate": count,
     **dict.fromkeys(
         ("train.amp", "train.ema", "train.ddp", "train.checkpointer"), Rule(OmegaConf.is_dict, "a group of keys")
     ),

@@ -116,6 +116,7 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
         amp_dtype=amp_dtype(cfg),
         seed=cfg.train.seed,
         max_nonfinite_steps=cfg.train.get("max_nonfinite_steps", 10),
+        accumulate=cfg.train.get("accumulate", 1),
     )
     metadata = inference_metadata(cfg)
     checkpointer = Checkpointer(model, output_dir, ema=ema and ema.model, metadata=metadata, trainer=trainer)
@@ -168,7 +169,7 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
     elif distillation is not None:
         distillation.calibrate(train_loader)
     if trainer.start_iter:
-        skip_batches(train_loader, trainer.start_iter)
+        skip_batches(train_loader, trainer.start_iter * trainer.accumulate)
     return trainer
 
 

@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -11,11 +12,23 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..modeling import Detector
+from ..modeling.parallel import synchronized
 from ..seeding import STEP, seed_all
 
 logger = logging.getLogger(__name__)
 
-LossFunction = Callable[[nn.Module, list[dict], float], dict[str, Tensor]]
+LossFunction = Callable[[nn.Module, Sequence[list[dict]], float], Iterator[dict[str, Tensor]]]
+
+
+def model_losses(model: nn.Module, batches: Sequence[list[dict]], loss_scale: float = 1.0) -> Iterator[dict]:
+    """Yield the losses that the model returns for each batch; a `Detector` divides them by the objects of all."""
+    detector = getattr(model, "module", model)
+    parts = detector.joint_targets(batches) if isinstance(detector, Detector) else None
+    for index, data in enumerate(batches):
+        with synchronized([model], index == len(batches) - 1):
+            losses = model(data) if parts is None else model(data, targets=parts[index])
+        yield losses
 
 
 class Trainer(SimpleTrainer):
@@ -33,6 +46,7 @@ class Trainer(SimpleTrainer):
         amp_dtype: `torch.bfloat16` or `torch.float16` for mixed precision; None trains in float32.
         seed: seeds every step together with the iteration and the process; negative does not seed.
         max_nonfinite_steps: number of such steps in a row that end the training.
+        accumulate: number of batches per step. Losses and gradients are the means over the batches.
 
     Attributes:
         nonfinite_steps: number of steps skipped in a row, up to the last one.
@@ -49,6 +63,7 @@ class Trainer(SimpleTrainer):
         amp_dtype: torch.dtype | None = None,
         seed: int = -1,
         max_nonfinite_steps: int = 1,
+        accumulate: int = 1,
     ):
         super().__init__(model, data_loader, optimizer)
         self.clip_grad = clip_grad
@@ -59,24 +74,26 @@ class Trainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
         self.seed = seed
         self.max_nonfinite_steps = max_nonfinite_steps
+        self.accumulate = accumulate
         self.nonfinite_steps = 0
         self.skipped_steps = 0
         self.last_iter = -1
         self._statistics = [b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
-        self._loss_function: LossFunction | None = None
+        self._loss_function: LossFunction = model_losses
 
     def set_loss_function(self, function: LossFunction) -> None:
         """Let a hook compute the losses of every step. Call it from the hook's `before_train`.
 
         Args:
-            function: takes the model (in DistributedDataParallel if there are several processes), the batch, and the
+            function: takes the model (in DistributedDataParallel if there are several processes), the batches, and the
                 factor by which the losses are multiplied before the backward pass (1 except in float16). It must call
-                the model's forward once and return scalar losses by name; their sum is minimized.
+                the model's forward once per batch, in `synchronized`, and yield scalar losses by name, whose sum is
+                minimized. The backward pass of a batch runs before the losses of the next one are asked for.
 
         Raises:
             RuntimeError: another hook has set one already.
         """
-        if self._loss_function not in (None, function):
+        if self._loss_function not in (model_losses, function):
             raise RuntimeError("two hooks set the loss function of the trainer: register only one of them")
         self._loss_function = function
 
@@ -87,21 +104,18 @@ class Trainer(SimpleTrainer):
 
     def run_step(self) -> None:
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        batches = [next(self._data_loader_iter) for _ in range(self.accumulate)]
         data_time = time.perf_counter() - start
 
         statistics = [buffer.clone() for buffer in self._statistics]
-        with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = self._compute_losses(data)
-            total = sum(losses.values())
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(total).backward()
+        losses = self._forward_and_backward(batches)
         self.after_backward()
         self.grad_scaler.unscale_(self.optimizer)
         norm = self._clip_gradients()
 
         # one transfer for all values, because each `.item()` would synchronize with the device
-        *values, norm = torch.stack([*(loss.detach().float() for loss in losses.values()), norm.float()]).tolist()
+        *values, norm = torch.stack([*losses.values(), norm.float()]).tolist()
         losses = dict(zip(losses, values, strict=True))
         broken = self._nonfinite(losses, norm)
         if broken:
@@ -159,10 +173,18 @@ class Trainer(SimpleTrainer):
         remedy = "lower optimizer.lr" + ("" if self.amp_dtype is None else " or set train.amp.enabled=False")
         raise FloatingPointError(f"the {what} became NaN or infinite {where} ({names}): {remedy}")
 
-    def _compute_losses(self, data: list[dict]) -> dict[str, Tensor]:
-        if self._loss_function is None:
-            return self.model(data)
-        return self._loss_function(self.model, data, self.grad_scaler.get_scale())
+    def _forward_and_backward(self, batches: list[list[dict]]) -> dict[str, Tensor]:
+        """Accumulate the gradients of the batches, and return the means of their losses."""
+        means = defaultdict(float)
+        parts = self._loss_function(self.model, batches, self.grad_scaler.get_scale())
+        for _ in batches:
+            with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                losses = next(parts)
+                total = sum(losses.values()) / len(batches)
+            self.grad_scaler.scale(total).backward()
+            for name, loss in losses.items():
+                means[name] += loss.detach().float() / len(batches)
+        return means
 
     def _clip_gradients(self) -> Tensor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -174,6 +196,7 @@ class Trainer(SimpleTrainer):
             "nonfinite_steps": self.nonfinite_steps,
             "skipped_steps": self.skipped_steps,
             "num_processes": comm.get_world_size(),
+            "accumulate": self.accumulate,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -184,6 +207,11 @@ class Trainer(SimpleTrainer):
         if before != now:
             logger.warning(
                 f"The checkpoint is of {before} process(es), and now there are {now}: data come in another order"
+            )
+        if (before := state_dict.get("accumulate", 1)) != self.accumulate:
+            logger.warning(
+                f"The checkpoint is of a training with train.accumulate={before}, and now it is {self.accumulate}: "
+                "data come in another order"
             )
         # the state is empty if the earlier run used another precision; then keep the new scaler
         if state_dict["grad_scaler"]:

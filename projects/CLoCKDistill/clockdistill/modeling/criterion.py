@@ -1,5 +1,7 @@
 """Detection losses of the DETR family: focal classification, L1 and GIoU, on every decoder layer."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
@@ -59,9 +61,13 @@ class SetCriterion:
         self.gamma = gamma
         self.ignore_overlap = ignore_overlap
 
-    def num_objects(self, targets: Targets) -> Tensor:
-        """Return the number of objects per rank, averaged over ranks and at least 1."""
-        return average_over_ranks((~targets.padding).sum().float()).clamp(min=1)
+    def joint_normalizer(self, parts: Sequence[Targets]) -> Tensor:
+        """Return what to divide the losses of each part by, so that their mean is the loss of the joint batch.
+
+        This is the number of objects per part, averaged over parts and ranks. All parts have at least 1 per rank.
+        """
+        total = torch.stack([(~targets.padding).sum() for targets in parts]).sum().float()
+        return average_over_ranks(total).clamp(min=1) / len(parts)
 
     def __call__(
         self,
@@ -84,7 +90,8 @@ class SetCriterion:
         """
         layers = len(predictions.logits)
         per_layer = self.matcher(predictions, targets) if matches is None else [matches] * layers
-        normalizer = self.num_objects(targets) * repeats
+        num_objects = self.joint_normalizer([targets]) if targets.num_objects is None else targets.num_objects
+        normalizer = num_objects * repeats
         losses = {}
         for layer, (logits, boxes) in enumerate(zip(*predictions, strict=True)):
             name = suffix if layer == layers - 1 else f"{suffix}_{layer}"

@@ -10,7 +10,7 @@ from ..checks import checked, count, not_negative
 from ..layers import MLP, Attended, sine_embed_boxes
 from .detector import Detector, make_box_head, make_class_head
 from .structures import Memory, Predictions, Queries
-from .transformer import DIMENSIONS, AnchorDecoder, FeedForward, flatten_levels
+from .transformer import DIMENSIONS, ENCODER, AnchorDecoder, CheckpointedLayers, FeedForward, flatten_levels
 
 
 class DABDETR(Detector):
@@ -52,17 +52,24 @@ class DABDETR(Detector):
         return self.decoder(memory, queries, [self.class_head] * depth, [self.box_head] * depth)
 
 
-class DABEncoder(nn.Module):
+class DABEncoder(CheckpointedLayers):
     """Encoder on one level in which every cell attends to all cells that are not padding.
 
     An MLP of the content, shared by all layers, scales the position encoding.
     """
 
-    @checked(**DIMENSIONS)
-    def __init__(self, num_layers: int, embed_dim: int, num_heads: int, feedforward_dim: int):
-        super().__init__()
+    @checked(**ENCODER)
+    def __init__(
+        self,
+        num_layers: int,
+        embed_dim: int,
+        num_heads: int,
+        feedforward_dim: int,
+        activation_checkpointing: bool = False,
+    ):
+        layers = (DABEncoderLayer(embed_dim, num_heads, feedforward_dim) for _ in range(num_layers))
+        super().__init__(layers, activation_checkpointing)
         self.embed_dim = embed_dim
-        self.layers = nn.ModuleList(DABEncoderLayer(embed_dim, num_heads, feedforward_dim) for _ in range(num_layers))
         self.position_scale = MLP(embed_dim, embed_dim, embed_dim, 2)
         init_matrices(self)
 
@@ -71,7 +78,7 @@ class DABEncoder(nn.Module):
         memory = flatten_levels(features, masks, positions)
         tokens = memory.features
         for layer in self.layers:
-            tokens = layer(tokens, memory.position * self.position_scale(tokens), memory.padding_mask)
+            tokens = self.run(layer, tokens, memory.position * self.position_scale(tokens), memory.padding_mask)
         return replace(memory, tokens=tokens)
 
 

@@ -78,7 +78,7 @@ class DeformableDETR(Detector):
 
     def proposal_targets(self, targets: Targets) -> Targets:
         """Return the objects of all classes as one class."""
-        return Targets([as_one_class(target) for target in targets])
+        return Targets([as_one_class(target) for target in targets], targets.num_objects)
 
     def encode_boxes(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Encode boxes (B, Q, 4) as the position and the content of queries, (B, Q, C) each."""

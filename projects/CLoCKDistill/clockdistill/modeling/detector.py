@@ -192,6 +192,17 @@ class Detector(nn.Module):
             targets.append(target if ignored is None else target._replace(ignored=make_target(ignored.to(self.device))))
         return Targets(targets)
 
+    def joint_targets(self, batches: Sequence[list[dict]]) -> list[Targets]:
+        """Return the targets of batches of equal size that share an optimizer step.
+
+        The mean of the batches' losses is the loss of the joint batch, if all images have the same size.
+        """
+        parts = [self.targets(batch) for batch in batches]
+        num_objects = self.criterion.joint_normalizer(parts)
+        for targets in parts:
+            targets.num_objects = num_objects
+        return parts
+
     def top_detections(self, predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
         """Return the `detections_per_image` highest-scoring (query, class) pairs of the last layer, best first.
 

@@ -171,10 +171,13 @@ class Targets(Sequence[Target]):
         labels: (B, n), n being the largest number of objects per image, at least 1.
         boxes: (B, n, 4).
         padding: (B, n), True on padded slots.
+        num_objects: what the detection losses are divided by; None for the number of objects in this batch, averaged
+            over processes. See `SetCriterion.joint_normalizer`.
     """
 
-    def __init__(self, images: Sequence[Target]):
+    def __init__(self, images: Sequence[Target], num_objects: Tensor | None = None):
         self.images = list(images)
+        self.num_objects = num_objects
         device = self.images[0].boxes.device
         size = len(self.images), max(1, max(len(target.labels) for target in self.images))
         self.labels = torch.zeros(size, dtype=torch.long, device=device)

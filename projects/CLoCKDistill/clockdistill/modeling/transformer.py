@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..checks import checked, count
+from ..checks import boolean, checked, count
 from ..layers import MLP, MultiScaleDeformableAttention, inverse_sigmoid, sine_embed_boxes
 from .structures import Memory, Predictions, Queries
 
-# of the transformers' constructors
+# of the constructors of transformers, and of encoders
 DIMENSIONS = dict.fromkeys(
     ("num_layers", "embed_dim", "num_heads", "num_levels", "num_points", "feedforward_dim"), count
 )
+ENCODER = DIMENSIONS | {"activation_checkpointing": boolean}
 
 
 class FeedForward(nn.Sequential):
@@ -38,18 +40,45 @@ class DeformableEncoderLayer(nn.Module):
         return self.norm2(tokens + self.ffn(tokens))
 
 
-class DeformableEncoder(nn.Module):
+class CheckpointedLayers(nn.Module):
+    """Base class of the encoders: layers that may give up their activations (arXiv:1604.06174).
+
+    Args:
+        layers: of the encoder.
+        activation_checkpointing: keep only the input of each layer in training, and run the layer again in the backward
+            pass, with the same random numbers.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], activation_checkpointing: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.activation_checkpointing = activation_checkpointing
+
+    def run(self, layer: nn.Module, *args: Tensor, **kwargs) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *args, use_reentrant=False, **kwargs)
+        return layer(*args, **kwargs)
+
+
+class DeformableEncoder(CheckpointedLayers):
     """Encoder in which each cell attends to a few sampled points on all levels."""
 
-    @checked(**DIMENSIONS)
+    @checked(**ENCODER)
     def __init__(
-        self, num_layers: int, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int
+        self,
+        num_layers: int,
+        embed_dim: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        feedforward_dim: int,
+        activation_checkpointing: bool = False,
     ):
-        super().__init__()
-        self.layers = nn.ModuleList(
+        layers = (
             DeformableEncoderLayer(embed_dim, num_heads, num_levels, num_points, feedforward_dim)
             for _ in range(num_layers)
         )
+        super().__init__(layers, activation_checkpointing)
         self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim))
         self.embed_dim = embed_dim
 
@@ -61,7 +90,8 @@ class DeformableEncoder(nn.Module):
         reference = cell_centers(memory)[:, :, None] * memory.valid_ratios[:, None]
         tokens = memory.features
         for layer in self.layers:
-            tokens = layer(
+            tokens = self.run(
+                layer,
                 tokens,
                 memory.position,
                 reference,

@@ -6,6 +6,8 @@ train = dict(
     seed=0,
     max_iter=90000,
     device="cuda",  # falls back to the CPU
+    # batches per iteration, whose gradients are added up
+    accumulate=1,
     # maximum gradient norm, as in DETR (arXiv:2005.12872, A.4); null turns clipping off
     clip_grad=0.1,
     # steps in a row whose loss or gradient is NaN or infinite, after which the training ends; they change no weights

@@ -25,7 +25,14 @@ model = L(DABDETR)(
         in_features=["res5"], in_channels=[2048], embed_dim="${..encoder.embed_dim}", num_levels=1, norm=False
     ),
     position_embedding=L(PositionEmbeddingSine)(embed_dim="${..encoder.embed_dim}", temperature=20, offset=0.0),
-    encoder=L(DABEncoder)(num_layers=6, embed_dim=256, num_heads=8, feedforward_dim=2048),
+    encoder=L(DABEncoder)(
+        num_layers=6,
+        embed_dim=256,
+        num_heads=8,
+        feedforward_dim=2048,
+        # True saves memory in training, and costs a second forward pass of the encoder
+        activation_checkpointing=False,
+    ),
     decoder=L(DABDecoder)(
         num_layers=6,
         embed_dim="${..encoder.embed_dim}",

@@ -28,7 +28,14 @@ model = L(DeformableDETR)(
     ),
     position_embedding=L(PositionEmbeddingSine)(embed_dim="${..encoder.embed_dim}", temperature=10000, offset=-0.5),
     encoder=L(DeformableEncoder)(
-        num_layers=6, embed_dim=256, num_heads=8, num_levels=4, num_points=4, feedforward_dim=1024
+        num_layers=6,
+        embed_dim=256,
+        num_heads=8,
+        num_levels=4,
+        num_points=4,
+        feedforward_dim=1024,
+        # True saves memory in training, and costs a second forward pass of the encoder
+        activation_checkpointing=False,
     ),
     decoder=L(DeformableDETRDecoder)(
         num_layers=6,

@@ -28,7 +28,14 @@ model = L(DINO)(
     ),
     position_embedding=L(PositionEmbeddingSine)(embed_dim="${..encoder.embed_dim}", temperature=20, offset=0.0),
     encoder=L(DeformableEncoder)(
-        num_layers=6, embed_dim=256, num_heads=8, num_levels=4, num_points=4, feedforward_dim=2048
+        num_layers=6,
+        embed_dim=256,
+        num_heads=8,
+        num_levels=4,
+        num_points=4,
+        feedforward_dim=2048,
+        # True saves memory in training, and costs a second forward pass of the encoder
+        activation_checkpointing=False,
     ),
     decoder=L(DeformableDecoder)(
         num_layers=6,
