@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "distillation": {"layers", "modeling"},
     "data": set(),
     "evaluation": {"data", "layers"},
-    "export": {"layers", "modeling"},
+    "export": {"evaluation", "layers", "modeling"},
     "engine": {"data", "distillation", "evaluation", "export", "layers", "modeling"},
     "collect_env": {"layers"},
 }

@@ -10,14 +10,22 @@ resizing are in the metadata.
 The file is then run on images of the config's test set or of --images. Its boxes must equal PyTorch's to 0.01 pixels,
 and its scores to 0.0001; otherwise no file is left.
 
+--precision fp16 stores the weights in half the space and computes in float32. --precision int8 also computes most
+convolutions and matrix products in int8, which is faster. Ranges of activations come from images of the config's
+training set or of --images. The AP on the config's test set may fall by at most 0.5; parts of the model that would cost
+more stay in float32. If the test set is not on disk, the detections of the float32 model on --images are the truth.
+
 Examples:
     export.py --config-file configs/dino/dino_r18_kitti_12ep.py --output student.onnx --size 376x1242 \\
         --opts train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
     export.py --config-file configs/dino/dino_r18_small_street.py --output student.xml --images photos/ \\
         --opts train.init_checkpoint=demo/dino_r18_small_street.pth
+    export.py --config-file configs/dino/dino_r18_kitti_12ep.py --output student.onnx --precision int8 \\
+        --opts train.init_checkpoint=output/dino_r18_kitti_12ep/model_final.pth
 """
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -36,10 +44,23 @@ from PIL import Image
 from clockdistill.engine import load_config, load_model_and_metadata, run
 from clockdistill.engine.arguments import natural
 from clockdistill.errors import UserError
-from clockdistill.export import SUFFIXES, compare_models, metadata_of, write_model
+from clockdistill.export import (
+    SUFFIXES,
+    Evaluation,
+    Quantizer,
+    choose_parts,
+    compare_models,
+    confident_detections,
+    float_layers,
+    metadata_of,
+    save,
+    write_model,
+)
 from predict import collect_inputs, get_augmentations, get_class_names
 
 NUM_IMAGES = 8  # to compare on
+NUM_CALIBRATION_IMAGES = 64
+NUM_EVALUATION_IMAGES = 500
 
 
 def main(args: argparse.Namespace) -> None:
@@ -50,10 +71,14 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"the folder of --output {output} does not exist or is read-only: create it, or choose another")
     if args.dynamic and output.suffix == ".pt2":
         raise UserError("a .pt2 file has a fixed size: leave out --dynamic, or export to .onnx or .xml")
+    if args.precision != "fp32" and output.suffix == ".pt2":
+        raise UserError(f"a .pt2 file has float32 weights: leave out --precision {args.precision}, or export to .onnx")
     cfg = load_config(args.config_file, args.opts)
     detector, metadata = load_model_and_metadata(cfg)
     class_names, augmentations = get_class_names(cfg, metadata), get_augmentations(cfg, metadata)
     paths = image_paths(cfg, args.images)
+    if args.precision == "int8":
+        calibration = spread(image_paths(cfg, args.images, "train"), NUM_CALIBRATION_IMAGES)
     size = args.size or smallest_size(paths, augmentations)
     fixed_size = None if args.dynamic else size
     contents = metadata_of(
@@ -62,41 +87,132 @@ def main(args: argparse.Namespace) -> None:
         config=Path(args.config_file).stem,
         checkpoint=Path(PathManager.get_local_path(cfg.train.init_checkpoint)),
         size=fixed_size,
+        precision=args.precision,
     )
     print("writing {} for images of {}x{} pixels{}".format(output, *size, " as an example" if args.dynamic else ""))
     try:
         # on the same disk, so that the complete file appears at once
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output.absolute().parent) as folder:
             file = Path(folder) / output.name
-            write_model(detector, file, size, contents, args.dynamic, args.grid_sample)
-            images = read_images(paths[:NUM_IMAGES], augmentations)
-            differences = compare_models(detector, file, images, fixed_size)
+            compared = list(read_images(paths[:NUM_IMAGES], augmentations))
+            if args.precision == "int8":
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    float_file = Path(scratch) / "float.onnx"
+                    write_model(detector, float_file, size, contents, args.dynamic, args.grid_sample)
+                    compare_models(detector, float_file, compared, fixed_size)
+                    quantizer = Quantizer(float_file, read_images(calibration, augmentations), fixed_size)
+                    records, dataset = labelled(cfg, args.images)
+                    report = write_int8(quantizer, float_file, file, contents, records, dataset, augmentations)
+            else:
+                is_half = args.precision == "fp16"
+                write_model(detector, file, size, contents, args.dynamic, args.grid_sample, is_half)
+                differences = compare_models(detector, file, compared, fixed_size, args.precision)
+                report = f"compared with PyTorch on {differences.images} images: {differences}"
             # the weights of an OpenVINO model come first: a model without them does not open
-            for part in sorted(Path(folder).iterdir(), key=lambda path: path == file):
+            for part in sorted(Path(folder).glob("*.*"), key=lambda path: path == file):
                 part.replace(output.with_name(part.name))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}; free some space, or choose another disk") from error
-    print(f"compared with PyTorch on {differences.images} images: {differences}")
+    print(report)
     print(f"exported model: {output}")
 
 
-def image_paths(cfg: DictConfig, folder: str | None) -> list[Path]:
-    """Return the images of a folder, or of the config's test set.
+def write_int8(
+    quantizer: Quantizer,
+    float_file: Path,
+    file: Path,
+    contents: dict,
+    records: list[dict],
+    dataset: str | None,
+    augmentations: T.AugmentationList,
+) -> str:
+    """Write a model with as many parts in int8 as its accuracy allows, and describe it.
+
+    Args:
+        float_file: the model in float32.
+        file: to write; its runtime measures the accuracy.
+        contents: metadata, see `metadata_of`.
+        records: images to measure the accuracy on, with annotations if they are of a dataset.
+        dataset: its name; None if the detections of `float_file` are the truth.
+    """
+
+    def read(records: list[dict]) -> Iterator[np.ndarray]:
+        return read_images([Path(record["file_name"]) for record in records], augmentations)
+
+    records = spread(records, NUM_EVALUATION_IMAGES)
+    metric = f"COCO's AP on {len(records)} images of {dataset}"
+    if dataset is None:
+        records = confident_detections(float_file, records, read)
+        metric = f"COCO's AP on {len(records)} images, with the detections of the float32 model as truth"
+    evaluate = Evaluation(records, read)
+    before = evaluate(float_file, "float32")
+    if math.isnan(before):
+        raise UserError("there are no objects in the images to measure the accuracy of int8: pass others with --images")
+
+    def measure(parts: list[str]) -> float:
+        save(quantizer.quantize(parts), file, contents)
+        return evaluate(file, "int8")
+
+    choice = choose_parts(quantizer.parts, measure, before)
+    model = quantizer.quantize([part for part in quantizer.parts if part not in choice.float_parts])
+    accuracy = dict(metric=metric, before=before, after=choice.ap)
+    save(model, file, contents | dict(float_layers=float_layers(model), accuracy=accuracy))
+    return "\n".join(
+        [
+            f"{metric}: {before:.2f} in float32, {choice.ap:.2f} in int8",
+            choice.table,
+            f"parts in float32: {', '.join(['heads', *choice.float_parts])}",
+        ]
+    )
+
+
+def spread(items: list, count: int) -> list:
+    """Return up to `count` items, evenly spaced."""
+    return items[:: -(-len(items) // count)]
+
+
+def dataset_records(cfg: DictConfig, split: str) -> tuple[str, list[dict]]:
+    """Return the name and the records of the config's first dataset for `split`, train or test.
+
+    Raises:
+        UserError: it is not on disk.
+    """
+    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
+    name = names if names is None or isinstance(names, str) else names[0]
+    try:
+        return name, DatasetCatalog.get(name)
+    except (KeyError, FileNotFoundError) as error:
+        raise UserError(
+            f"dataset {name}, whose images the export needs, is not on disk: pass a folder of images with --images, or "
+            "set DETECTRON2_DATASETS"
+        ) from error
+
+
+def labelled(cfg: DictConfig, folder: str | None) -> tuple[list[dict], str | None]:
+    """Return the records of the config's test set and its name, or if it is not on disk those of a folder and None."""
+    try:
+        name, records = dataset_records(cfg, "test")
+        return records, name
+    except UserError:
+        if folder is None:
+            raise
+    records = []
+    for index, path in enumerate(image_paths(cfg, folder)):
+        with Image.open(path) as image:
+            records.append(dict(file_name=str(path), image_id=index, width=image.width, height=image.height))
+    return records, None
+
+
+def image_paths(cfg: DictConfig, folder: str | None, split: str = "test") -> list[Path]:
+    """Return the images of a folder, or of the config's training or test set.
 
     Raises:
         UserError: there are none.
     """
     if folder is not None:
         return collect_inputs([Path(folder)])[0]
-    names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
-    name = names if names is None or isinstance(names, str) else names[0]
-    try:
-        return [Path(record["file_name"]) for record in DatasetCatalog.get(name)]
-    except (KeyError, FileNotFoundError) as error:
-        raise UserError(
-            f"the exported model cannot be compared with PyTorch, because dataset {name} is not on disk: pass a folder "
-            "of images with --images, or set DETECTRON2_DATASETS"
-        ) from error
+    _, records = dataset_records(cfg, split)
+    return [Path(record["file_name"]) for record in records]
 
 
 def smallest_size(paths: list[Path], augmentations: T.AugmentationList) -> tuple[int, int]:
@@ -165,13 +281,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dynamic", action="store_true", help="let height and width vary (.onnx and .xml)")
     parser.add_argument(
+        "--precision",
+        choices=["fp32", "fp16", "int8"],
+        default="fp32",
+        help="of the weights; int8 is also computed with (default: fp32; the others for .onnx and .xml)",
+    )
+    parser.add_argument(
         "--grid-sample",
         choices=["native", "gather"],
         default="native",
         help="how deformable attention samples: by GridSample, or by Gather and arithmetic (default: native)",
     )
     parser.add_argument(
-        "--images", metavar="DIR", help="folder of images to compare on (default: the config's test set)"
+        "--images",
+        metavar="DIR",
+        help="folder of images to compare and to calibrate int8 on (default: the config's datasets)",
     )
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="key=value", help="overrides of the config, such as the checkpoint"

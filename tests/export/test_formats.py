@@ -137,14 +137,14 @@ def test_a_file_with_other_weights_is_an_error(tmp_path):
 
 def test_rankings_must_rank_pytorch_s_scores():
     scores = torch.tensor([[0.1, 0.9, 0.9 + 1e-6]])
-    with comparison.GivenRankings([torch.tensor([[1, 2]])]):
+    with comparison.GivenRankings([torch.tensor([[1, 2]])], 1e-4):
         values, indices = scores.topk(2)
     assert indices.tolist() == [[1, 2]]
     assert values.tolist() == scores[:, 1:].tolist()
     for wrong in ([[0, 1]], [[1, 1]]):
         with (
             pytest.raises(UserError, match="ranks scores differently"),
-            comparison.GivenRankings([torch.tensor(wrong)]),
+            comparison.GivenRankings([torch.tensor(wrong)], 1e-4),
         ):
             scores.topk(2)
 

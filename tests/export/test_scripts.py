@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,10 +19,10 @@ import predict
 import train_net
 from clockdistill.engine import run
 from clockdistill.errors import UserError
-from clockdistill.export import ExportedDetector, write
+from clockdistill.export import ExportedDetector, quantize, write
 from helpers.models import CONFIGS
 
-pytest.importorskip("onnx", reason="pip install -e .[export]")
+onnx = pytest.importorskip("onnx", reason="pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="pip install -e .[export]")
 CONFIG = CONFIGS / "dino" / "dino_r18_small_street.py"
 CHECKPOINT = CONFIGS.parent / "demo" / "dino_r18_small_street.pth"
@@ -127,6 +128,8 @@ def test_a_file_that_computes_something_else_is_not_left(monkeypatch, capfd, tmp
     [
         (["student.pth"], "--output student.pth has no known format: end its name in .onnx, .xml, .pt2"),
         (["nowhere/student.onnx"], "the folder of --output nowhere/student.onnx does not exist"),
+        (["student.pt2", "--precision", "int8"], "a .pt2 file has float32 weights: leave out --precision int8"),
+        (["student.pt2", "--precision", "fp16"], "a .pt2 file has float32 weights: leave out --precision fp16"),
         (["student.pt2", "--dynamic"], "a .pt2 file has a fixed size"),
         (["new.onnx", "--images", "nowhere"], "nowhere does not exist"),
         (["new.onnx", "--images", "empty"], "folder empty has no images"),
@@ -140,6 +143,62 @@ def test_wrong_arguments(arguments, sentence, capfd):
     assert export_model(*arguments) == 1
     assert sentence in error_sentence(capfd)
     assert not Path("new.onnx").exists()
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Do not trace the model again."""
+    monkeypatch.setattr(export, "write_model", lambda detector, file, *_: shutil.copy("student.onnx", file))
+
+
+@pytest.mark.usefixtures("traced")
+def test_int8_on_labelled_images(folder, capfd):
+    assert export_model("int8.onnx", "--precision", "int8") == 0
+    assert "COCO's AP on 3 images of street_val: " in capfd.readouterr().out
+    model = ExportedDetector("int8.onnx")
+    assert model.metadata["precision"] == "int8"
+    assert model.metadata["accuracy"]["after"] >= model.metadata["accuracy"]["before"] - 0.5
+    assert "decoder/class_heads.2" in model.metadata["float_layers"]
+    assert model.file_size < 0.5 * Path("student.onnx").stat().st_size
+    images = str(folder / "street_scenes" / "training" / "image_2")
+    arguments = ["--model", "int8.onnx", "--input", images, "--output", "out-int8"]
+    assert run(predict.main, predict.parse_args(arguments)) == 0
+
+
+@pytest.mark.usefixtures("traced")
+def test_int8_agrees_with_float32_on_images_without_labels(folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    # few objects: one that is lost costs more than the limit
+    monkeypatch.setattr(quantize, "MAX_LOSS", 100)
+    images = str(folder / "street_scenes" / "training" / "image_2")
+    assert export_model("bare.onnx", "--precision", "int8", "--images", images) == 0
+    assert "4 images, with the detections of the float32 model as truth: 100.00 in float32" in capfd.readouterr().out
+    assert 50 < ExportedDetector("bare.onnx").metadata["accuracy"]["after"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        (50.0, 49.0, "every part of the model loses more than 0.5 AP in int8"),
+        (float("nan"), 0.0, "there are no objects in the images to measure the accuracy of int8"),
+    ],
+)
+@pytest.mark.usefixtures("traced")
+def test_int8_that_is_not_accurate_is_not_left(before, after, sentence, monkeypatch, capfd):
+    quantizer = SimpleNamespace(parts=["backbone", "neck"], quantize=lambda parts: onnx.load("student.onnx"))
+    monkeypatch.setattr(export, "Quantizer", lambda *_: quantizer)
+    monkeypatch.setattr(export, "Evaluation", lambda *_: lambda path, _: before if path.stem == "float" else after)
+    files = sorted(Path().iterdir())
+    assert export_model("poor.onnx", "--precision", "int8") == 1
+    assert sentence in error_sentence(capfd)
+    assert sorted(Path().iterdir()) == files
+
+
+def test_int8_needs_images_to_calibrate_on(capfd):
+    overrides = ["dataloader.train.dataset.names=mine"]
+    command = ["--config-file", str(CONFIG), "--output", "new.onnx", "--precision", "int8", "--opts", *overrides]
+    assert run(export.main, export.parse_args([*command, f"train.init_checkpoint={CHECKPOINT}"])) == 1
+    assert "dataset mine, whose images the export needs, is not on disk" in error_sentence(capfd)
 
 
 def test_a_missing_package_is_named(monkeypatch, capfd):

@@ -22,8 +22,15 @@ from ..modeling import Detector
 from .runtime import fit, open_openvino_model, open_program, open_session, pad
 from .write import OUTPUTS, import_package
 
-BOX_TOLERANCE = 1e-2  # pixels
-SCORE_TOLERANCE = 1e-4
+
+class Tolerance(NamedTuple):
+    """Largest differences allowed in box coordinates, in pixels, and in scores."""
+
+    box: float
+    score: float
+
+
+TOLERANCES = {"fp32": Tolerance(1e-2, 1e-4), "fp16": Tolerance(1.0, 1e-2)}
 
 
 class Differences(NamedTuple):
@@ -39,24 +46,32 @@ class Differences(NamedTuple):
 
 
 def compare_models(
-    detector: Detector, path: Path, images: Iterable[np.ndarray], size: tuple[int, int] | None
+    detector: Detector,
+    path: Path,
+    images: Iterable[np.ndarray],
+    size: tuple[int, int] | None,
+    precision: str = "fp32",
 ) -> Differences:
     """Compare all detections on images (3, h, w), uint8 RGB.
 
     Args:
         detector: in eval mode.
         size: height and width that the images are padded to; None for their own size.
+        precision: of the file, one of `TOLERANCES`.
 
     Raises:
         UserError: boxes, scores, labels or rankings differ by more than the tolerance, or there are no images.
     """
     run = {".onnx": run_onnx, ".xml": run_openvino, ".pt2": run_program}[path.suffix](path)
+    tolerance = TOLERANCES[precision]
     box, score, count, detections = 0.0, 0.0, 0, 0
     for image in images:
         batch, sizes = pad([image if size is None else fit(image, *size)], size)
         outputs, rankings = run(batch, sizes)
         boxes, scores, labels = map(torch.as_tensor, outputs)
-        expected = reference(detector, torch.from_numpy(batch), torch.from_numpy(sizes), rankings)
+        expected = reference(
+            detector, torch.from_numpy(batch), torch.from_numpy(sizes), GivenRankings(rankings, tolerance.score)
+        )
         if not torch.equal(labels, expected[2]):
             raise UserError(f"{path.name} does not compute what PyTorch computes: the labels differ")
         box = max(box, distance(boxes, expected[0]))
@@ -66,10 +81,10 @@ def compare_models(
         raise UserError("there are no images to compare the exported model with PyTorch: pass some with --images")
     differences = Differences(box, score, count, detections)
     # a comparison with NaN is false
-    if not (box <= BOX_TOLERANCE and score <= SCORE_TOLERANCE):
+    if not (box <= tolerance.box and score <= tolerance.score):
         raise UserError(
-            f"{path.name} does not compute what PyTorch computes: {differences}, and {BOX_TOLERANCE:g} px and "
-            f"{SCORE_TOLERANCE:g} are allowed; try another format or --grid-sample gather"
+            f"{path.name} does not compute what PyTorch computes: {differences}, and {tolerance.box:g} px and "
+            f"{tolerance.score:g} are allowed; try another format or --grid-sample gather"
         )
     return differences
 
@@ -79,7 +94,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def reference(detector: Detector, images: Tensor, sizes: Tensor, rankings: list[Tensor]) -> tuple[Tensor, ...]:
+def reference(detector: Detector, images: Tensor, sizes: Tensor, rankings: "GivenRankings") -> tuple[Tensor, ...]:
     """Detect on a padded batch by the detector's own steps; return boxes, scores and labels, on the CPU."""
     pixels = torch.zeros(images.shape, device=detector.device)
     for padded, image, (height, width) in zip(pixels, images, sizes.tolist(), strict=True):
@@ -87,7 +102,7 @@ def reference(detector: Detector, images: Tensor, sizes: Tensor, rankings: list[
         padded[:, :height, :width] = normalized
     divisor = getattr(detector.backbone, "size_divisibility", 0)
     padded = ImageList.from_tensors(list(pixels), divisor).tensor
-    with GivenRankings(rankings):
+    with rankings:
         memory = detector.encode(ImageList(padded, [tuple(size) for size in sizes.tolist()]))
         predictions = detector.decode(memory, detector.propose(memory))
         boxes, scores, labels = (x.cpu() for x in detector.top_detections(predictions))
@@ -99,12 +114,13 @@ class GivenRankings(TorchFunctionMode):
     """Lets every `topk` return given indices, in the order of the calls.
 
     Raises:
-        UserError: the indices are not those of the highest values, to within `SCORE_TOLERANCE`.
+        UserError: the indices are not those of the highest values, to within the tolerance.
     """
 
-    def __init__(self, rankings: list[Tensor]):
+    def __init__(self, rankings: list[Tensor], tolerance: float):
         super().__init__()
         self.rankings = list(rankings)
+        self.tolerance = tolerance
 
     def __torch_function__(self, function, types, args=(), kwargs=None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -113,7 +129,7 @@ class GivenRankings(TorchFunctionMode):
         indices = self.rankings.pop(0).to(result.indices)
         values = args[0].gather(-1, indices)
         distinct = indices.sort(-1).values.diff(dim=-1).ne(0).all()
-        if not (distinct and (values - result.values).abs().max() <= SCORE_TOLERANCE):
+        if not (distinct and (values - result.values).abs().max() <= self.tolerance):
             raise UserError("the exported model does not compute what PyTorch computes: it ranks scores differently")
         return type(result)((values, indices))
 

@@ -4,14 +4,17 @@ import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +33,12 @@ OPSET = 17
 
 
 def metadata_of(
-    detector: Detector, inference: dict[str, Any], config: str, checkpoint: Path, size: tuple[int, int] | None
+    detector: Detector,
+    inference: dict[str, Any],
+    config: str,
+    checkpoint: Path,
+    size: tuple[int, int] | None,
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Return what a file says about itself.
 
@@ -39,6 +47,7 @@ def metadata_of(
         config: name of the config.
         checkpoint: file with the weights.
         size: height and width of the input; None if they are free.
+        precision: fp32, fp16 or int8.
     """
     versions = dict(clockdistill=__version__, torch=torch.__version__)
     for name in ("onnx", "openvino"):
@@ -50,6 +59,7 @@ def metadata_of(
         class_names=list(inference["class_names"]),
         resize=inference["resize"],
         size=None if size is None else list(size),
+        precision=precision,
         normalization=dict(
             inside_the_model=True,
             input="uint8 RGB",
@@ -69,6 +79,7 @@ def write_model(
     metadata: dict[str, Any],
     dynamic: bool = False,
     grid_sample: str = "native",
+    half: bool = False,
 ) -> None:
     """Write a detector in the format that the file's suffix names.
 
@@ -78,24 +89,28 @@ def write_model(
         metadata: values that JSON can hold.
         dynamic: let height and width vary, `size` being an example.
         grid_sample: see `ExportableDetector`.
+        half: store weights in float16, see `halve`; not in `.pt2`.
 
     Raises:
-        UserError: a package that the format needs is not installed.
+        UserError: a package that the format needs is not installed, or the format does not support an option.
     """
     module = ExportableDetector(detector, grid_sample)
     # a batch of 1 would be taken for a constant
     height, width = size
     inputs = torch.zeros(2, 3, height, width, dtype=torch.uint8), torch.tensor([[height, width]] * 2)
-    write = {".onnx": write_onnx, ".xml": write_openvino, ".pt2": write_program}[path.suffix]
     with no_fused_attention(), torch.no_grad():
-        write(module, inputs, path, metadata, dynamic)
+        if path.suffix == ".pt2":
+            write_program(module, inputs, path, metadata, dynamic)
+        else:
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                traced = Path(folder) / "traced.onnx"
+                trace(module, inputs, traced, dynamic)
+                save(import_package("onnx").load(traced), path, metadata, half)
 
 
-def write_onnx(
-    module: ExportableDetector, inputs: tuple[Tensor, Tensor], path: Path, metadata: dict, dynamic: bool
-) -> None:
-    """Write standard operators of opset `OPSET`."""
-    onnx = import_package("onnx")
+def trace(module: ExportableDetector, inputs: tuple[Tensor, Tensor], path: Path, dynamic: bool) -> None:
+    """Write standard operators of opset `OPSET` as ONNX, without metadata."""
+    import_package("onnx")
     axes = {name: {0: "batch"} for name in INPUTS + OUTPUTS}
     if dynamic:
         axes["images"] |= {2: "height", 3: "width"}
@@ -112,25 +127,48 @@ def write_onnx(
             opset_version=OPSET,
             **({"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}),
         )
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
-    onnx.save(model, path)
 
 
-def write_openvino(
-    module: ExportableDetector, inputs: tuple[Tensor, Tensor], path: Path, metadata: dict, dynamic: bool
-) -> None:
-    """Write the ONNX model as OpenVINO IR, in float32."""
+def save(model: Any, path: Path, metadata: dict[str, Any], half: bool = False) -> None:
+    """Write an ONNX model as ONNX or as OpenVINO IR.
+
+    Args:
+        path: ends in `.onnx` or `.xml`.
+        metadata: values that JSON can hold; they replace those of the model.
+        half: store weights in float16.
+    """
+    onnx = import_package("onnx")
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    if path.suffix == ".onnx":
+        onnx.helper.set_model_props(model, texts)
+        if half:
+            halve(model)
+        onnx.save(model, path)
+        return
     openvino = import_package("openvino")
-    intermediate = path.with_suffix(".onnx")
-    try:
-        write_onnx(module, inputs, intermediate, {}, dynamic)
-        model = openvino.Core().read_model(intermediate)
-    finally:
-        intermediate.unlink(missing_ok=True)
-    for name, value in metadata.items():
-        model.set_rt_info(json.dumps(value), ["model_info", name])
-    openvino.save_model(model, path, compress_to_fp16=False)
+    converted = openvino.Core().read_model(io.BytesIO(model.SerializeToString()))
+    for name, text in texts.items():
+        converted.set_rt_info(text, ["model_info", name])
+    openvino.save_model(converted, path, compress_to_fp16=half)
+
+
+def halve(model: Any) -> None:
+    """Store the matrices and kernels of an ONNX model in float16, in place.
+
+    They are converted to float32 before they are used. ONNX Runtime, which has few float16 operators for CPUs, and
+    OpenVINO do that once, when they open the file.
+    """
+    onnx = import_package("onnx")
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            name, stored = tensor.name, f"{tensor.name}.float16"
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), stored))
+            casts.append(onnx.helper.make_node("Cast", [stored], [name], f"{stored}/Cast", to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def write_program(
