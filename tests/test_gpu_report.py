@@ -56,3 +56,15 @@ def test_failures_are_counted(tmp_path):
     assert "Passed after" in steps(report)["Demo"]
     if shutil.which("compute-sanitizer") is None:
         assert "Left out: compute-sanitizer is not installed." in steps(report)["compute-sanitizer, memcheck"]
+
+
+def test_no_interpreter(tmp_path):
+    result = subprocess.run(
+        [ROOT / "tools/gpu_report.sh", tmp_path / "report.md"],
+        env=os.environ | {"PYTHON": "/no/python"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: there is no /no/python: run `make env` or set PYTHON")
+    assert not (tmp_path / "report.md").exists()

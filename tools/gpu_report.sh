@@ -4,13 +4,18 @@
 #   tools/gpu_report.sh [REPORT]                      (default: output/gpu_report.md)
 #   PYTHON=/path/to/python tools/gpu_report.sh        with another interpreter than .venv/bin/python
 #
-# The operators are compiled for this machine's GPU first; their benchmark fails if that failed. Without a GPU, or without a program that a step needs, the
-# report says what was left out and why. The exit status is the number of steps that failed.
+# The operators are compiled for this machine's GPU first; their benchmark fails if that failed. Without a GPU, or
+# without a program that a step needs, the report says what was left out and why. The exit status is the number of
+# steps that failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 report=$(realpath -m "${1:-output/gpu_report.md}")
-python=$(realpath -s "${PYTHON:-.venv/bin/python}")
+if ! python=$(command -v "${PYTHON:-.venv/bin/python}"); then
+  echo "error: there is no ${PYTHON:-.venv/bin/python}: run \`make env\` or set PYTHON to an interpreter with torch" >&2
+  exit 1
+fi
+python=$(realpath -s "$python")
 mkdir -p "$(dirname "$report")"
 export PYTHONPATH=$PWD/projects/CLoCKDistill OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 failures=0
@@ -44,14 +49,16 @@ step() {
 
 {
   echo "# GPU report"
-  printf '\n%s, %s, commit %s\n' "${gpu:-no GPU}" "$(date -u '+%F %T UTC')" "$(git describe --always --dirty 2> /dev/null)"
+  commit=$(git describe --always --dirty 2> /dev/null)
+  printf '\n%s, %s, commit %s\n' "${gpu:-no GPU}" "$(date -u '+%F %T UTC')" "${commit:-unknown}"
   step nvidia-smi "Card" 20 nvidia-smi
   step gpu "Build" 150 "$python" setup.py -q build_ext --inplace
   step any "Versions" 60 "$python" -m clockdistill.collect_env
   step gpu "Tests of the operator" 60 "$python" -m pytest tests/layers/test_ms_deform_attn.py -k cuda
   step gpu "Tests of the detectors" 60 "$python" -m pytest tests/modeling/test_gpu.py
   for tool in memcheck racecheck; do
-    step compute-sanitizer "compute-sanitizer, $tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    step compute-sanitizer "compute-sanitizer, $tool" 60 \
+      compute-sanitizer --tool "$tool" --error-exitcode 1 --report-api-errors no \
       "$python" -m pytest tests/layers/test_ms_deform_attn.py -k "cuda and (blocks or lower_precision or deterministic)"
   done
   step gpu "The operator's speed" 40 "$python" tools/benchmark_operator.py --device cuda
@@ -61,7 +68,7 @@ step() {
       --models dino dino_r50_to_r18 $options
   done
   step gpu "Demo" 180 "$python" tools/demo.py
-  printf '\n%s steps failed. Everything took %s s.\n' "$failures" "$SECONDS"
+  printf '\nFailed steps: %s. Everything took %s s.\n' "$failures" "$SECONDS"
 } > "$report"
 
 echo "$report" >&2
