@@ -122,6 +122,8 @@ def check_command(words, folder, outputs):
     elif program == "pip":
         assert arguments == ["install", "--no-build-isolation", "-e", "."]
         assert (folder / "setup.py").is_file()
+    elif program.endswith(".sh"):
+        assert os.access(folder / program, os.X_OK), f"{program} is not an executable file"
     elif program in ("python", ".venv/bin/python") and arguments[0] == "-m":
         assert importlib.util.find_spec(arguments[1]), f"there is no module {arguments[1]}"
         if arguments[1] == "clockdistill.data.check":

@@ -2,10 +2,11 @@
 """Measure memory and time of inference and of a training step for the full-size models, on one image of KITTI's size.
 
 Each model runs in its own process. On the CPU, memory is the peak of the whole process, Python and libraries included;
-on a GPU, the peak of PyTorch's tensors. Weights and image are random, in float32.
+on a GPU, the peak of PyTorch's tensors. Weights and image are random.
 
-tools/benchmark_models.py                        all models, with a table at the end
+tools/benchmark_models.py                        all models in float32, with a table at the end
 tools/benchmark_models.py --models dino dab_detr
+tools/benchmark_models.py --models dino --precision bfloat16 --compile
 """
 
 import argparse
@@ -41,6 +42,7 @@ STUDENTS = {
 MODELS = [*families.VARIANTS, *STUDENTS]
 IMAGE = (375, 1242)
 OBJECTS = 7  # the mean of KITTI
+PRECISIONS = ("float32", "bfloat16")  # bfloat16: mixed precision, as with train.amp.enabled=True
 
 
 def random_image(num_classes: int) -> dict:
@@ -74,7 +76,7 @@ def random_teacher(cfg: DictConfig, folder: str) -> None:
     cfg.distillation.teacher.checkpoint = path
 
 
-def training_step(cfg: DictConfig, model: nn.Module, data: list[dict]) -> Callable[[], None]:
+def training_step(cfg: DictConfig, model: nn.Module, data: list[dict], precision: torch.dtype) -> Callable[[], None]:
     with tempfile.TemporaryDirectory() as folder:
         if cfg.get("distillation") is not None:
             random_teacher(cfg, folder)
@@ -83,7 +85,8 @@ def training_step(cfg: DictConfig, model: nn.Module, data: list[dict]) -> Callab
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step() -> None:
-        losses = model(data) if hook is None else hook.compute_losses(model, data)
+        with torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
+            losses = model(data) if hook is None else hook.compute_losses(model, data)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(parameters, cfg.train.clip_grad)
@@ -111,18 +114,28 @@ def peak_mebibytes(device: torch.device) -> float:
     return kilobytes * (1 if sys.platform == "darwin" else 1024) / MEBI
 
 
-def measure(cfg: DictConfig, device: torch.device, rounds: int) -> dict[str, float]:
+def measure(
+    cfg: DictConfig,
+    device: torch.device,
+    rounds: int,
+    precision: torch.dtype = torch.float32,
+    compiled: bool = False,
+) -> dict[str, float]:
     """Measure inference first, because the peak memory of a process never falls, and count operations last."""
     torch.manual_seed(0)
     model = instantiate(cfg.model).to(device).eval()
     x = random_image(model.num_classes)
     result = dict(parameters=count_parameters(model))
-    result["inference_ms"] = statistics.median(latency({"model": model}, [x], rounds)["model"])
+    if compiled:
+        for part in (model.backbone, model.encoder):
+            part.compile()
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        result["inference_ms"] = statistics.median(latency({"model": model}, [x], rounds)["model"])
     result["inference_mib"] = peak_mebibytes(device)
-    step = training_step(cfg, model.train(), [x])
+    step = training_step(cfg, model.train(), [x], precision)
     result["training_ms"] = 1000 * median_seconds(step, rounds, device)
     result["training_mib"] = peak_mebibytes(device)
-    result["gflops"] = count_flops(model.eval(), blank_image(*IMAGE)) / 1e9
+    result["gflops"] = count_flops(instantiate(cfg.model).to(device).eval(), blank_image(*IMAGE)) / 1e9
     return result
 
 
@@ -148,20 +161,25 @@ def main() -> None:
         "--threads", type=natural, default=torch.get_num_threads(), help="of PyTorch on the CPU (default: %(default)s)"
     )
     parser.add_argument("--rounds", type=natural, default=3, help="the median of these is shown (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="(default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="compile backbone and encoder with torch.compile")
     parser.add_argument("--alone", action="store_true", help="measure the first model in this process and print JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     if args.alone:
-        print(json.dumps(measure(config_of(args.models[0]), device, args.rounds)))
+        precision = getattr(torch, args.precision)
+        print(json.dumps(measure(config_of(args.models[0]), device, args.rounds, precision, args.compile)))
         return
     results = {}
-    options = ["--device", args.device, "--threads", str(args.threads), "--rounds", str(args.rounds), "--alone"]
+    options = ["--device", args.device, "--threads", str(args.threads), "--rounds", str(args.rounds)]
+    options += ["--precision", args.precision, *["--compile"] * args.compile, "--alone"]
     for name in tqdm(args.models, disable=None):
         command = [sys.executable, __file__, *options, "--models", name]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results[name] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{tabulate(environment(device).items())}\n\n{IMAGE[0]}x{IMAGE[1]}, batch of 1\n\n{results_table(results)}")
+    setting = f"{IMAGE[0]}x{IMAGE[1]}, batch of 1, {args.precision}{', compiled' * args.compile}"
+    print(f"{tabulate(environment(device).items())}\n\n{setting}\n\n{results_table(results)}")
 
 
 if __name__ == "__main__":

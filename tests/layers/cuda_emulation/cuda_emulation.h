@@ -33,7 +33,7 @@
 #define __global__
 #define __grid_constant__
 #define __launch_bounds__(...)
-// newer than any: the branches for current GPUs are the ones to test
+// with vector atomics
 #define __CUDA_ARCH__ 900
 // The scheduler's own variables are accessed by all fibers.
 #define SCHEDULER __attribute__((no_sanitize("thread"), noinline))

@@ -1,7 +1,6 @@
 // Runs the float32 kernels alone, without torch: kernels ORDER < arguments > results
 //
 // ORDER seeds the order of warps. The arguments are written by test_cuda_emulation.py, in the order of `main`.
-#include <fstream>
 #include <iostream>
 
 #include "cuda_emulation.h"
