@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layers import MultiScaleDeformableAttention
 from ..modeling import Detector, Queries
-from .sampling import OPERATORS
+from .sampling import OPERATORS, ExportableAttention
 
 
 class ExportableDetector(nn.Module):
@@ -19,14 +19,15 @@ class ExportableDetector(nn.Module):
     Args:
         detector: is copied to the CPU, in eval mode.
         grid_sample: "native", or "gather" to write bilinear sampling with gather and arithmetic.
+        dynamic: keep the sizes of a traced graph free.
     """
 
-    def __init__(self, detector: Detector, grid_sample: str = "native"):
+    def __init__(self, detector: Detector, grid_sample: str = "native", dynamic: bool = False):
         super().__init__()
         self.detector = copy.deepcopy(detector).cpu().float().eval().requires_grad_(False)
-        for module in self.detector.modules():
+        for name, module in list(self.detector.named_modules()):
             if isinstance(module, MultiScaleDeformableAttention):
-                module.exported_operator = OPERATORS[grid_sample]
+                self.detector.set_submodule(name, ExportableAttention(module, OPERATORS[grid_sample], dynamic))
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """

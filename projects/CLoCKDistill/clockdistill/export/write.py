@@ -94,7 +94,7 @@ def write_model(
     Raises:
         UserError: a package that the format needs is not installed, or the format does not support an option.
     """
-    module = ExportableDetector(detector, grid_sample)
+    module = ExportableDetector(detector, grid_sample, dynamic)
     # a batch of 1 would be taken for a constant
     height, width = size
     inputs = torch.zeros(2, 3, height, width, dtype=torch.uint8), torch.tensor([[height, width]] * 2)

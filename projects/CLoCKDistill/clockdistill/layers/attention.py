@@ -1,7 +1,7 @@
 """Multi-scale deformable attention as a module (Deformable DETR, arXiv:2010.04159, Eq. 3)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -35,13 +35,7 @@ class MultiScaleDeformableAttention(nn.Module):
     Args:
         embed_dim: channels of queries and values, a multiple of num_heads.
         num_points: sampling points per head and level.
-
-    Attributes:
-        exported_operator: used instead of `ms_deform_attn` when a model is exported; called with value, level shapes,
-            locations and weights.
     """
-
-    exported_operator: Callable[[Tensor, Sequence[tuple[int, int]], Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()
@@ -88,7 +82,7 @@ class MultiScaleDeformableAttention(nn.Module):
             reference: (B, Q, levels, 2 or 4), points (x, y) or boxes (cx, cy, w, h) in [0, 1] of the padded level.
             padding_mask: (B, N), True on padding.
             spatial_shapes, level_start_index: as in `ms_deform_attn`.
-            level_shapes: the spatial shapes as Python numbers; only used by `exported_operator`.
+            level_shapes: the spatial shapes as Python numbers; only used in exported models.
 
         Returns:
             (B, Q, C)
@@ -96,11 +90,7 @@ class MultiScaleDeformableAttention(nn.Module):
         value = self.value_proj(value).masked_fill(padding_mask[..., None], 0)
         value = value.view(*value.shape[:2], self.num_heads, -1)
         locations, weights = self.sample(query, reference, spatial_shapes)
-        if self.exported_operator is None:
-            output = ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)
-        else:
-            output = self.exported_operator(value, level_shapes, locations, weights)
-        return self.output_proj(output)
+        return self.output_proj(ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights))
 
     def sample(self, query: Tensor, reference: Tensor, spatial_shapes: Tensor) -> tuple[Tensor, Tensor]:
         """Return locations (B, Q, heads, levels, points, 2) and weights, which sum to one over levels and points."""
