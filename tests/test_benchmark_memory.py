@@ -28,8 +28,9 @@ def test_a_step_is_measured(monkeypatch):
 def test_every_step_is_measured_in_its_own_process(monkeypatch, capsys):
     commands = []
 
-    def run(command, **_):
+    def run(command, env, **_):
         commands.append(command)
+        assert "MALLOC_MMAP_THRESHOLD_" in env
         return subprocess.CompletedProcess(command, 0, "a warning\n1000.0" if "keep" in command else "600.0")
 
     monkeypatch.setattr(subprocess, "run", run)

@@ -2,13 +2,15 @@
 """Measure the peak memory of a training step at several batch sizes, with and without activation checkpointing.
 
 Each step runs in its own process, on images of KITTI's size with random weights, in float32. On the CPU, memory is the
-peak of the whole process, Python and libraries included; on a GPU, the peak of PyTorch's tensors.
+peak of the whole process, Python and libraries included; on a GPU, the peak of PyTorch's tensors. The processes return
+what they free to the system at once: by default, glibc keeps so much that it hides most of the differences.
 
 tools/benchmark_memory.py                        DINO R-50, DINO R-18, and DINO R-18 distilled from R-50
 tools/benchmark_memory.py --models dab_detr_r18 --batch-sizes 8
 """
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -23,6 +25,8 @@ from clockdistill.engine.arguments import natural
 from clockdistill.evaluation.cost import environment
 
 SMALL = (64, 96)
+# glibc gives larger blocks a mapping of their own; without this, the threshold grows with the blocks that are freed
+ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
 
 
 def measure(cfg: DictConfig, batch_size: int, device: torch.device) -> float:
@@ -71,7 +75,7 @@ def main() -> None:
         for way in ("keep", "checkpoint"):
             options = ["--models", name, "--batch-sizes", str(size), "--alone", way]
             command = [sys.executable, __file__, "--device", args.device, "--threads", str(args.threads), *options]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(command, env=ENVIRONMENT, check=True, stdout=subprocess.PIPE, text=True)
             rows[-1].append(float(done.stdout.splitlines()[-1]))
         rows[-1].append(f"{rows[-1][3] / rows[-1][2] - 1:+.0%}")
     headers = ["", "batch", "memory (MiB)", "with activation checkpointing (MiB)", "difference"]
