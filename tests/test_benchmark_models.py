@@ -24,6 +24,29 @@ def test_measure(monkeypatch, config):
     assert result["inference_mib"] <= result["training_mib"]
 
 
+def test_distillation_is_compared_with_its_parts_in_turns(monkeypatch):
+    config = CONFIGS / "dino/dino_r18_small_to_tiny_street.py"
+    monkeypatch.setitem(benchmark_models.STUDENTS, "small", config)
+    monkeypatch.setattr(benchmark_models, "IMAGE", (96, 320))
+    times = benchmark_models.measure_distillation(benchmark_models.config_of("small"), torch.device("cpu"), rounds=2)
+    assert set(map(len, times.values())) == {2}
+    assert min(times["distilled"]) > min(times["plain"])
+    assert min(times["distilled"]) > min(times["teacher"]) > 0
+
+
+def test_ratio_of_distillation_to_its_parts():
+    times = dict(plain=[2.0, 4.0, 2.0], teacher=[1.0, 1.0, 1.0], distilled=[6.0, 5.0, 3.0])
+    times |= {f"{name}_processor": [value / 2 for value in values[:1]] for name, values in times.items()}
+    assert benchmark_models.distillation_row(times) == [2000, 1000, 5000, 1.0, 2.0]
+
+
+def test_only_distilled_models_are_compared_with_their_parts(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark_models.py", "--distillation", "--models", "dino"])
+    with pytest.raises(SystemExit):
+        benchmark_models.main()
+    assert "--distillation takes only " in capsys.readouterr().err
+
+
 def test_models_are_all_variants_and_each_familys_students():
     students = {f"{family}_{name}" for family in families.MODELS for name in ("r18", "r50_to_r18")}
     light = {f"{family}_{name}_light" for family in ("dino", "deformable_detr") for name in ("r18", "r50_to_r18")}

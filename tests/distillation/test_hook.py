@@ -21,7 +21,7 @@ from clockdistill.distillation import (
 from clockdistill.distillation.teacher import pair_levels
 from clockdistill.engine import load_config
 from clockdistill.errors import UserError
-from clockdistill.modeling import HungarianMatcher
+from clockdistill.modeling import HungarianMatcher, Outputs, Queries
 from families import coco_config
 from helpers.distillation import WEIGHTS, make_hook, save_teacher, weights_by_loop
 from helpers.gradients import assert_equal_gradients, step_gradients
@@ -167,6 +167,48 @@ def test_a_loss_gets_only_the_outputs_that_it_requires(tmp_path, required):
     for outputs in loss.given:
         given = [key for key, name in names.items() if getattr(outputs, name) is not None]
         assert given == ([required] if required else [])
+
+
+@pytest.mark.parametrize(
+    ("required", "expected"),
+    [("memory", ["encode"]), ("targets", ["encode", "decode"]), ("objects", ["encode", "propose", "decode"])],
+)
+def test_the_teacher_runs_only_what_the_losses_require(tmp_path, monkeypatch, required, expected):
+    loss, ran = Probe({}), []
+    setattr(loss, f"requires_{required}", True)
+    hook = make_hook(tiny(), save_teacher(tmp_path), {"probe": loss})
+    for name in ("encode", "propose", "decode"):
+        method = getattr(hook.teacher, name)
+        monkeypatch.setattr(hook.teacher, name, lambda *args, n=name, m=method: ran.append(n) or m(*args))
+    hook.compute_losses(tiny(), random_batch())
+    assert ran == expected
+
+
+@variants
+def test_the_teachers_outputs_are_those_of_a_pass_over_all_queries(tmp_path, variant, embedding):
+    """Object and target queries in one decoder pass, as in training, give what the hook computes for each alone."""
+    hook = make_hook(tiny(variant), save_teacher(tmp_path, variant), embedding=embedding)
+    teacher, batch = hook.teacher, random_batch()
+    hook.requires_objects = True
+    queries = hook.embedding(teacher.targets(batch))
+    with torch.no_grad():
+        memory = teacher.encode(teacher.preprocess(batch))
+        objects = teacher.propose(memory)
+        joint = teacher.decode(memory, Queries.cat([objects, queries]))
+    expected = Outputs(memory, *joint.split([len(objects), len(queries)]))
+    actual = hook.forward_teacher(batch, queries)
+    for name in ("object_predictions", "target_predictions"):
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.memory.tokens, memory.tokens, rtol=0, atol=0)
+
+
+def test_the_teacher_runs_in_the_precision_of_the_training(tmp_path):
+    hook, seen = make_hook(tiny(), save_teacher(tmp_path)), []
+    hook.teacher.encoder.layers[0].ffn.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            hook.compute_losses(tiny(), random_batch())
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("result", [torch.zeros(()), {"name": torch.zeros(2)}])

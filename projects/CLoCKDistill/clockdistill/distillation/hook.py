@@ -63,15 +63,15 @@ class DistillationHook(HookBase):
         self.requires_targets = any(loss.requires_targets for loss in losses.values())
         self.requires_objects = any(loss.requires_objects for loss in losses.values())
         self.teacher_levels, self.student_levels = pair_levels(self.teacher.strides, student.strides)
-        requires_memory = any(loss.requires_memory for loss in losses.values())
-        if requires_memory and not self.student_levels:
+        self.requires_memory = any(loss.requires_memory for loss in losses.values())
+        if self.requires_memory and not self.student_levels:
             teacher_strides, student_strides = (", ".join(map(str, m.strides)) for m in (self.teacher, student))
             raise UserError(
                 f"the teacher's memory has levels of stride {teacher_strides} and the student's of {student_strides}, "
                 "and they share none: set the student's model.neck.in_features to levels of the teacher, or remove the "
                 "losses that compare memories"
             )
-        if requires_memory:
+        if self.requires_memory:
             strides = ", ".join(str(student.strides[level]) for level in self.student_levels)
             logger.info(f"Memories are compared on the student's levels of stride {strides}")
 
@@ -160,7 +160,7 @@ class DistillationHook(HookBase):
         """Return the student's own losses for a batch, and the distillation losses."""
         student_queries = None if teacher_queries is None else self.query_adapter(teacher_queries)
         losses, student_outputs = model(data, targets=targets, target_queries=student_queries, with_outputs=True)
-        if self.student_levels:
+        if self.requires_memory:
             student_memory = student_outputs.memory.select(self.student_levels)
             student_outputs = replace(student_outputs, memory=student_memory)
         terms = {}
@@ -193,7 +193,7 @@ class DistillationHook(HookBase):
         memory = teacher.encode(teacher.preprocess(data))
         objects = teacher.decode(memory, teacher.propose(memory)) if self.requires_objects else None
         targets = teacher.decode(memory, target_queries) if target_queries is not None else None
-        return Outputs(memory.select(self.teacher_levels) if self.teacher_levels else memory, objects, targets)
+        return Outputs(memory.select(self.teacher_levels) if self.requires_memory else None, objects, targets)
 
 
 def build_loss(name: str, config: Mapping | DistillationLoss) -> DistillationLoss:
