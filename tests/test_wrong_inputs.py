@@ -69,7 +69,6 @@ VALUES = {
     "model.backbone.out_features": ["[]", "[res9]"],
     "model.neck.in_features": ["[res2,res3,res9]", "[]"],
     "model.neck.in_channels": ["[1,2,3]", "[16,32]"],
-    "model.proposal_size": [0, "nan"],
     "model.encoder.activation_checkpointing": ["2", "all"],
     "model.pixel_mean": ["[1,2]", "[nan,0,0]"],
     "model.pixel_std": ["[0,1,1]"],

@@ -10,13 +10,13 @@ def test_anchors_are_valid_inside_the_image_and_away_from_its_border():
     masks = [torch.ones(1, *shape, dtype=torch.bool) for shape in shapes]
     for mask, width in zip(masks, widths, strict=True):
         mask[..., :width] = False
-    logits, invalid = cell_anchors(flatten_levels(maps, masks, maps), size=0.04)
+    logits, invalid = cell_anchors(flatten_levels(maps, masks, maps))
     assert logits[invalid.expand_as(logits)].isposinf().all()
     finest, coarser = invalid[0, :360].view(3, 120), invalid[0, 360:].view(2, 60)
     assert (~finest).nonzero().tolist() == [[row, column] for row in range(3) for column in range(1, 59)]
     assert (~coarser).nonzero().tolist() == [[row, column] for row in range(2) for column in range(30)]
     box = logits[0, 360 + 60 + 7].sigmoid()
-    torch.testing.assert_close(box, torch.tensor([7.5 / 30, 1.5 / 2, 0.08, 0.08]))
+    torch.testing.assert_close(box, torch.tensor([7.5 / 30, 1.5 / 2, 0.1, 0.1]))
 
 
 def test_cells_on_the_border_of_proposals_are_the_same_with_and_without_padding():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checks import above, checked, count
+from ..checks import checked, count
 from ..errors import UserError
 from ..layers import inverse_sigmoid, sine_embed_boxes
 from .detector import Detector, make_box_head, make_class_head, repeat
@@ -20,19 +20,17 @@ class DeformableDETR(Detector):
     Args:
         num_queries: number of object queries; with two stages fewer if the memory has fewer tokens.
         two_stage: make the queries from the encoder's proposals (Sec. 4.2); requires box refinement in the decoder.
-        proposal_size: width and height of two-stage proposals' initial boxes, see `transformer.cell_anchors`.
         shared: arguments of `Detector`, with a `DeformableEncoder` and a `DeformableDETRDecoder`.
     """
 
-    @checked(num_queries=count, proposal_size=above(0))
-    def __init__(self, *, num_queries: int, two_stage: bool, proposal_size: float = 0.05, **shared):
+    @checked(num_queries=count)
+    def __init__(self, *, num_queries: int, two_stage: bool, **shared):
         super().__init__(**shared)
         if two_stage and not self.decoder.refine:
             raise UserError("two-stage Deformable DETR requires box refinement: set model.decoder.refine=True")
         embed_dim = self.embed_dim
         self.num_queries = num_queries
         self.two_stage = two_stage
-        self.proposal_size = proposal_size
         self.encodes_boxes = two_stage
 
         if two_stage:
@@ -70,12 +68,7 @@ class DeformableDETR(Detector):
             return Queries(content, torch.cat((points, torch.full_like(points, 0.5)), -1), position=position)
 
         proposals = encoder_proposals(
-            memory,
-            self.proposal_size,
-            self.proposal_proj,
-            self.proposal_norm,
-            self.class_heads[-1],
-            self.box_heads[-1],
+            memory, self.proposal_proj, self.proposal_norm, self.class_heads[-1], self.box_heads[-1]
         )
         # the first class stands for any object
         best = top_proposals(proposals, proposals.logits[0, ..., 0], self.num_queries)

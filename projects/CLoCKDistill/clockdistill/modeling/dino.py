@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..checks import above, checked, count
+from ..checks import checked, count
 from .denoising import ContrastiveDenoising
 from .detector import Detector, make_box_head, make_class_head, repeat
 from .structures import Memory, Predictions, Queries
@@ -16,16 +16,14 @@ class DINO(Detector):
     Args:
         denoising: makes the denoising queries.
         num_queries: number of object queries; fewer if the memory has fewer tokens.
-        proposal_size: width and height of the proposals' initial boxes, see `transformer.cell_anchors`.
         shared: arguments of `Detector`, with a `DeformableEncoder` and a `DeformableDecoder`.
     """
 
-    @checked(num_queries=count, proposal_size=above(0))
-    def __init__(self, *, denoising: ContrastiveDenoising, num_queries: int, proposal_size: float = 0.05, **shared):
+    @checked(num_queries=count)
+    def __init__(self, *, denoising: ContrastiveDenoising, num_queries: int, **shared):
         super().__init__(**shared)
         embed_dim = self.embed_dim
         self.denoising = denoising
-        self.proposal_size = proposal_size
 
         self.content = nn.Embedding(num_queries, embed_dim)
         self.proposal_proj = nn.Linear(embed_dim, embed_dim)
@@ -41,12 +39,7 @@ class DINO(Detector):
     def propose(self, memory: Memory) -> Queries:
         """Return object queries: the boxes of the best-scored cells as anchors, with learned content."""
         proposals = encoder_proposals(
-            memory,
-            self.proposal_size,
-            self.proposal_proj,
-            self.proposal_norm,
-            self.class_heads[-1],
-            self.box_heads[-1],
+            memory, self.proposal_proj, self.proposal_norm, self.class_heads[-1], self.box_heads[-1]
         )
         best = top_proposals(proposals, proposals.logits[0].amax(-1), self.content.num_embeddings)
         reference = best.boxes[0].detach()

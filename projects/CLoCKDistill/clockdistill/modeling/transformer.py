@@ -141,19 +141,16 @@ def cell_centers(memory: Memory) -> Tensor:
     return torch.cat(centers, 1)
 
 
-def cell_anchors(memory: Memory, size: float) -> tuple[Tensor, Tensor]:
+def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     """Return the initial boxes of a two-stage detector's proposals (Deformable DETR, arXiv:2010.04159, Sec. A.4).
 
-    Args:
-        size: width and height on the finest level, relative to the image; twice as large on each level that follows.
-
     Returns:
-        logits (B, N, 4) of a box (cx, cy, w, h) at every cell; infinite if invalid.
+        logits (B, N, 4) of a box (cx, cy, w, h) of size 0.05 * 2^level at every cell; infinite if invalid.
         invalid (B, N, 1), True on padding and where a coordinate lies outside (0.01, 0.99).
     """
     centers = cell_centers(memory)
     shapes = enumerate(memory.level_shapes)
-    extent = torch.cat([centers.new_full((h * w, 2), size * 2**level) for level, (h, w) in shapes])
+    extent = torch.cat([centers.new_full((h * w, 2), 0.05 * 2**level) for level, (h, w) in shapes])
     anchors = torch.cat((centers, extent.expand_as(centers)), -1)
     invalid = ((anchors <= 0.01) | (anchors >= 0.99)).any(-1, keepdim=True) | memory.padding_mask[..., None]
     # with an infinite logit the box does not depend on the head's output
@@ -161,14 +158,10 @@ def cell_anchors(memory: Memory, size: float) -> tuple[Tensor, Tensor]:
 
 
 def encoder_proposals(
-    memory: Memory, size: float, proj: nn.Module, norm: nn.Module, class_head: nn.Module, box_head: nn.Module
+    memory: Memory, proj: nn.Module, norm: nn.Module, class_head: nn.Module, box_head: nn.Module
 ) -> Predictions:
-    """Predict a class and a box at every cell of the memory, as one layer (1, B, N, ...).
-
-    Args:
-        size: of the initial boxes, see `cell_anchors`.
-    """
-    anchors, invalid = cell_anchors(memory, size)
+    """Predict a class and a box at every cell of the memory, as one layer (1, B, N, ...)."""
+    anchors, invalid = cell_anchors(memory)
     tokens = norm(proj(memory.tokens.masked_fill(invalid, 0)))
     return Predictions(class_head(tokens)[None], (box_head(tokens) + anchors).sigmoid()[None])
 

@@ -5,7 +5,6 @@ from .dino_r18_coco_12ep import dataloader, lr_multiplier, model, optimizer, tra
 model.neck.update(in_features=["res4", "res5"], in_channels=[256, 512])
 model.encoder.update(num_layers=3, num_levels=3, feedforward_dim=1024)
 model.decoder.num_layers = 3
-# as a teacher's on the same strides, from which the student learns
-model.update(num_queries=300, proposal_size=0.1)
+model.num_queries = 300
 
 train.output_dir = "./output/dino_r18_light_coco_12ep"

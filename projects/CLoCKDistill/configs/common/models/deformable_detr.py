@@ -49,7 +49,6 @@ model = L(DeformableDETR)(
     ),
     criterion=set_criterion(class_weight=2.0),
     two_stage=False,
-    proposal_size=0.05,
     num_classes=80,
     num_queries=300,
     pixel_mean=[123.675, 116.280, 103.530],

@@ -55,7 +55,6 @@ model = L(DINO)(
     criterion=set_criterion(class_weight=1.0),
     num_classes=80,
     num_queries=900,
-    proposal_size=0.05,
     pixel_mean=[123.675, 116.280, 103.530],
     pixel_std=[58.395, 57.120, 57.375],
     detections_per_image=300,
