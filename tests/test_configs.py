@@ -63,7 +63,7 @@ def test_teacher_fits_the_student(path):
     cfg, student = load(path)
     teacher_cfg, teacher = load(cfg.distillation.teacher.config)
     assert teacher.num_classes == student.num_classes
-    assert all(pair_levels(teacher.strides, student.strides))
+    assert all(pair_levels(teacher.strides, student.strides, cfg.distillation.level_pairing))
     assert Path(cfg.distillation.teacher.config).stem.startswith(path.stem.split("_to_")[0])
     assert cfg.distillation.embedding == ("calibrated" if teacher.label_embedding is None else "denoising")
     assert teacher_cfg.dataloader.train.dataset.names == cfg.dataloader.train.dataset.names

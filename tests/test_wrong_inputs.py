@@ -86,6 +86,7 @@ DISTILLATION_VALUES = {
     "distillation.losses.logits.giou_weight": ["nan"],
     "distillation.losses.logits.temperature": [0, -1],
     "distillation.gradient_share_period": [-1],
+    "distillation.level_pairing": ["size"],
 }
 # overrides whose message is another one
 OVERRIDES = {

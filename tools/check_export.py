@@ -29,6 +29,18 @@ STUDENTS = {f"{family}_r18": families.coco_config(family, "r18") for family in f
 MODELS = [*families.VARIANTS, *STUDENTS]
 
 
+def read_folder(path: str) -> list[np.ndarray]:
+    """Read the images of a folder, as (3, h, w) uint8 RGB."""
+    files = sorted(Path(path).iterdir()) if Path(path).is_dir() else []
+    try:
+        images = [read_image(str(file), "RGB").transpose(2, 0, 1).copy() for file in files]
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} has a file that is no image ({error}): remove it") from error
+    if not images:
+        raise argparse.ArgumentTypeError(f"{path} is not a folder with images: give one")
+    return images
+
+
 def check(detector: Detector, suffix: str, images: list[np.ndarray], size: tuple[int, int] = SIZE) -> str:
     """Export in one format; return the largest differences from PyTorch, or what is wrong."""
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +61,7 @@ def build(name: str) -> Detector:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of images to compare on")
+    parser.add_argument("--images", required=True, type=read_folder, metavar="DIR", help="images to compare on")
     parser.add_argument(
         "--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL", help=f"any of {', '.join(MODELS)}"
     )
@@ -57,12 +69,11 @@ def main() -> None:
     parser.add_argument("--threads", type=natural, default=torch.get_num_threads(), help="(default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    images = [read_image(path, "RGB").transpose(2, 0, 1).copy() for path in sorted(args.images.iterdir())]
     rows = []
     for name in tqdm(args.models, desc="models", unit="model"):
         detector = build(name)
-        rows += [(name, suffix, check(detector, suffix, images)) for suffix in args.formats]
-    print(tabulate(rows, ("model", "format", f"largest differences on {len(images)} images"), tablefmt="pipe"))
+        rows += [(name, suffix, check(detector, suffix, args.images)) for suffix in args.formats]
+    print(tabulate(rows, ("model", "format", f"largest differences on {len(args.images)} images"), tablefmt="pipe"))
     failed = [row for row in rows if "differ by up to" not in row[2] or "does not compute" in row[2]]
     sys.exit(f"error: {len(failed)} files do not equal PyTorch" if failed else 0)
 

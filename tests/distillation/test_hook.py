@@ -280,6 +280,19 @@ def test_levels_of_the_same_stride_are_paired(teacher, student, expected):
     assert pair_levels(teacher, student) == expected
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student", "pairs"),
+    [
+        ([8, 16, 32], [16, 32, 64], 3),
+        ([8, 16, 32, 64], [16, 32, 64], 3),
+        ([8, 16, 32, 64], [32], 1),
+        ([16], [8, 16], 1),
+    ],
+)
+def test_levels_are_paired_in_order_if_the_config_says_so(teacher, student, pairs):
+    assert pair_levels(teacher, student, "order") == (list(range(pairs)), list(range(pairs)))
+
+
 def light(family):
     """A light student, shrunk: no level of stride 8, and half of its teacher's queries."""
     model = shrink(load_config(str(coco_config(family, "r18_light"))).model)

@@ -12,7 +12,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checks import checked, not_negative
+from ..checks import checked, not_negative, one_of
 from ..config_file import build
 from ..errors import UserError
 from ..modeling import Detector, Outputs, Queries, Targets
@@ -21,7 +21,7 @@ from ..modeling.parallel import synchronized
 from .base import DistillationLoss
 from .calibration import calibrate, calibration_path, fingerprint, load_embedding, save_embedding
 from .target_queries import QueryAdapter, check_source, make_embedding
-from .teacher import load_teacher, pair_levels
+from .teacher import PAIRINGS, load_teacher, pair_levels
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,13 @@ class DistillationHook(HookBase):
         gradient_share_period: number of iterations between logs of each loss's gradient share, each of which costs one
             backward pass per loss; 0 disables them.
         calibration: arguments `batches`, `steps` and `lr` of `calibrate`, for the "calibrated" embedding.
+        level_pairing: "stride" or "order", which levels of the memories are compared, see `pair_levels`.
 
     Attributes:
         modules: the losses and the student's query adapter, whose parameters are trained with the student.
     """
 
-    @checked(gradient_share_period=not_negative)
+    @checked(gradient_share_period=not_negative, level_pairing=one_of(*PAIRINGS))
     def __init__(
         self,
         student: Detector,
@@ -52,6 +53,7 @@ class DistillationHook(HookBase):
         embedding: str,
         gradient_share_period: int,
         calibration: Mapping[str, float] | None = None,
+        level_pairing: str = "stride",
     ):
         losses = {name: build_loss(name, loss) for name, loss in losses.items() if loss is not None}
         if not losses:
@@ -62,18 +64,19 @@ class DistillationHook(HookBase):
         self.gradient_share_period = gradient_share_period
         self.requires_targets = any(loss.requires_targets for loss in losses.values())
         self.requires_objects = any(loss.requires_objects for loss in losses.values())
-        self.teacher_levels, self.student_levels = pair_levels(self.teacher.strides, student.strides)
+        self.teacher_levels, self.student_levels = pair_levels(self.teacher.strides, student.strides, level_pairing)
         self.requires_memory = any(loss.requires_memory for loss in losses.values())
         if self.requires_memory and not self.student_levels:
             teacher_strides, student_strides = (", ".join(map(str, m.strides)) for m in (self.teacher, student))
             raise UserError(
                 f"the teacher's memory has levels of stride {teacher_strides} and the student's of {student_strides}, "
-                "and they share none: set the student's model.neck.in_features to levels of the teacher, or remove the "
-                "losses that compare memories"
+                "and they share none: set the student's model.neck.in_features to levels of the teacher, or "
+                "distillation.level_pairing=order, or remove the losses that compare memories"
             )
         if self.requires_memory:
-            strides = ", ".join(str(student.strides[level]) for level in self.student_levels)
-            logger.info(f"Memories are compared on the student's levels of stride {strides}")
+            pairs = zip(self.teacher_levels, self.student_levels, strict=True)
+            strides = ", ".join(f"{self.teacher.strides[i]} with {student.strides[j]}" for i, j in pairs)
+            logger.info(f"Memories are compared on levels of these strides, teacher's with student's: {strides}")
 
         for loss in losses.values():
             loss.build(self.teacher, student)

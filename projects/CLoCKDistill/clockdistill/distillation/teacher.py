@@ -45,18 +45,23 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
     return teacher.eval().requires_grad_(False).to(student.device)
 
 
-def pair_levels(teacher: Sequence[int], student: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Pair the memories' levels for comparison.
+PAIRINGS = ("stride", "order")
 
-    Levels of the same stride are paired, and the others are not compared. If no stride is shared, for example with one
-    level of stride 32 and one of stride 16, two memories with the same number of levels are paired in order.
+
+def pair_levels(teacher: Sequence[int], student: Sequence[int], pairing: str = "stride") -> tuple[list[int], list[int]]:
+    """Pair the memories' levels for comparison; the other levels are not compared.
 
     Args:
         teacher, student: the levels' strides.
+        pairing: "stride" pairs levels of the same stride, or if none is shared, all levels of two memories with equally
+            many. "order" pairs the first levels, the second levels, and so on, as far as both have them.
 
     Returns:
         indices of the teacher's levels and of the student's; empty if nothing can be compared.
     """
+    in_order = [list(range(min(len(teacher), len(student))))] * 2
+    if pairing == "order":
+        return tuple(in_order)
     teacher_levels, student_levels = [], []
     for index, stride in enumerate(teacher):
         candidates = (i for i, other in enumerate(student) if other == stride and i not in student_levels)
@@ -65,5 +70,5 @@ def pair_levels(teacher: Sequence[int], student: Sequence[int]) -> tuple[list[in
             teacher_levels.append(index)
             student_levels.append(match)
     if not student_levels and len(teacher) == len(student):
-        return list(range(len(teacher))), list(range(len(student)))
+        return tuple(in_order)
     return teacher_levels, student_levels

@@ -17,6 +17,8 @@ distillation = L(DistillationHook)(
         ),
     ),
     embedding="denoising",
+    # "order" for a student without the teacher's finest level
+    level_pairing="stride",
     # for embedding="calibrated": number of training batches, Adam steps on each, learning rate
     calibration=dict(batches=40, steps=10, lr=5e-3),
     gradient_share_period=200,
