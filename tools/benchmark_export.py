@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time a detector in PyTorch, and its exports to ONNX Runtime and OpenVINO in float32 and int8, in turns in one process.
+"""Time a detector in PyTorch, and by ONNX Runtime and OpenVINO in float32 and int8, in turns in one process.
 
 Weights are random, since they do not change the speed. The largest image is timed.
 
