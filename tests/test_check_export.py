@@ -14,11 +14,15 @@ def test_differences_and_errors_are_reported(monkeypatch):
         pytest.importorskip(package, reason="pip install -e .[export]")
     model = tiny("dab_detr", decoder_layers=1).eval()
     images = [x["image"].numpy() for x in random_batch(sizes=(SIZE,), counts=(1,))]
-    assert check_export.check(model, ".onnx", images, SIZE).startswith("boxes differ by up to")
+    equal, text = check_export.check(model, ".onnx", images, SIZE)
+    assert equal
+    assert text.startswith("boxes differ by up to")
     write = check_export.write_model
     other = add_noise(tiny("dab_detr", decoder_layers=1), seed=5).eval()
     monkeypatch.setattr(check_export, "write_model", lambda _, *arguments: write(other, *arguments))
-    assert "does not compute what PyTorch computes" in check_export.check(model, ".onnx", images, SIZE)
+    equal, text = check_export.check(model, ".onnx", images, SIZE)
+    assert not equal
+    assert "does not compute what PyTorch computes" in text
 
 
 def test_models_are_all_variants_and_each_familys_student():

@@ -90,7 +90,7 @@ def test_a_family_has_the_same_models_for_coco_and_kitti(family, backbones):
 def test_a_light_student_needs_a_third_of_its_teachers_flops(path):
     student, _ = load(path)
     teacher, _ = load(student.distillation.teacher.config)
-    # KITTI's at half size, for speed: the ratio is 0.17 for 0.19 (DINO), and 0.25 for 0.24 (Deformable DETR)
+    # KITTI's at half size, for speed: 0.17 instead of 0.19 (DINO), and 0.25 instead of 0.24 (Deformable DETR)
     image = blank_image(*((96, 320) if "_street" in path.stem else (188, 621)))
     student, teacher = (count_flops(instantiate(cfg.model).eval(), image) for cfg in (student, teacher))
     assert student <= teacher / 3

@@ -141,7 +141,7 @@ def check_command(words, folder, outputs):
 def check_arguments(args, outputs):
     """Check the config files, overrides and checkpoints of a parsed command line."""
     if getattr(args, "config_file", None):
-        cfg = load(args.config_file, tuple(args.opts))
+        cfg = load(args.config_file, tuple(getattr(args, "opts", ())))
         outputs.add(Path(cfg.train.output_dir).name)
         check_path(cfg.train.init_checkpoint, outputs)
         for key in ("config", "checkpoint"):

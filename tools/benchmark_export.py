@@ -3,8 +3,8 @@
 
 Weights are random, since they do not change the speed. The largest image is timed.
 
-tools/benchmark_export.py --config-file dino_r18_kitti_12ep.py --images photos
-tools/benchmark_export.py --config-file dino_r18_light_kitti_12ep.py --teacher dino_r50_kitti_12ep.py --images photos
+tools/benchmark_export.py --config-file STUDENT.py --images photos
+tools/benchmark_export.py --config-file STUDENT.py --teacher TEACHER.py --images photos
 """
 
 import argparse
@@ -31,13 +31,8 @@ RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
 
 
 def build(config: str) -> Detector:
-    """Build a detector with random weights, none of them zero, as quantization expects of trained ones."""
     torch.manual_seed(0)
-    detector = instantiate(load_config(config).model).eval()
-    for parameter in detector.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.01)
-    return detector
+    return instantiate(load_config(config).model).eval()
 
 
 def export(detector: Detector, images: list[np.ndarray], folder: Path) -> dict[str, ExportedDetector]:
@@ -72,7 +67,7 @@ def table(milliseconds: dict[str, float]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    images = sorted(args.images, key=lambda image: -image.size)
+    images = sorted(read_folder(args.images), key=lambda image: -image.size)
     detector = build(args.config_file)
     models: dict[str, nn.Module] = {"PyTorch": detector}
     if args.teacher:
@@ -88,7 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the detector")
     parser.add_argument("--teacher", metavar="FILE", help="config of another detector to time in PyTorch")
-    parser.add_argument("--images", required=True, type=read_folder, metavar="DIR", help="images to calibrate int8 on")
+    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="images to calibrate int8 on")
     parser.add_argument("--threads", type=natural, default=2, help="of each runtime (default: %(default)s)")
     parser.add_argument("--rounds", type=natural, default=10, help="the median is shown (default: %(default)s)")
     return parser.parse_args(argv)

@@ -248,6 +248,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     models = args.models or (DISTILLED if args.distillation else MODELS)
+    if args.distillation and args.compile:
+        parser.error("--distillation does not take --compile")
     if args.distillation and not set(models) <= set(DISTILLED):
         parser.error(f"--distillation takes only {', '.join(DISTILLED)}")
     if args.alone:

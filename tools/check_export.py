@@ -29,27 +29,28 @@ STUDENTS = {f"{family}_r18": families.coco_config(family, "r18") for family in f
 MODELS = [*families.VARIANTS, *STUDENTS]
 
 
-def read_folder(path: str) -> list[np.ndarray]:
+def read_folder(folder: Path) -> list[np.ndarray]:
     """Read the images of a folder, as (3, h, w) uint8 RGB."""
-    files = sorted(Path(path).iterdir()) if Path(path).is_dir() else []
-    try:
-        images = [read_image(str(file), "RGB").transpose(2, 0, 1).copy() for file in files]
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{path} has a file that is no image ({error}): remove it") from error
+    images = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        try:
+            images.append(read_image(str(path), "RGB").transpose(2, 0, 1).copy())
+        except (OSError, SyntaxError, ValueError) as error:  # all three come from Pillow
+            raise UserError(f"{path} cannot be read as an image: remove it") from error
     if not images:
-        raise argparse.ArgumentTypeError(f"{path} is not a folder with images: give one")
+        raise UserError(f"{folder} is not a folder with images: choose another one")
     return images
 
 
-def check(detector: Detector, suffix: str, images: list[np.ndarray], size: tuple[int, int] = SIZE) -> str:
-    """Export in one format; return the largest differences from PyTorch, or what is wrong."""
+def check(detector: Detector, suffix: str, images: list[np.ndarray], size: tuple[int, int] = SIZE) -> tuple[bool, str]:
+    """Export in one format; return whether the file equals PyTorch, and the largest differences or what is wrong."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{suffix}"
         write_model(detector, path, size, {})
         try:
-            return str(compare_models(detector, path, images, size))
+            return True, str(compare_models(detector, path, images, size))
         except UserError as error:
-            return str(error)
+            return False, str(error)
 
 
 def build(name: str) -> Detector:
@@ -59,24 +60,31 @@ def build(name: str) -> Detector:
     return instantiate(cfg.model).eval()
 
 
-def main() -> None:
+def main(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    images, results = read_folder(args.images), []
+    for name in tqdm(args.models, desc="models", unit="model"):
+        detector = build(name)
+        results += [(name, suffix, *check(detector, suffix, images)) for suffix in args.formats]
+    rows = [(name, suffix, text) for name, suffix, _, text in results]
+    print(tabulate(rows, ("model", "format", f"largest differences on {len(images)} images"), tablefmt="pipe"))
+    if failed := sum(not equal for _, _, equal, _ in results):
+        raise UserError(f"{failed} files do not equal PyTorch: see the table")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", required=True, type=read_folder, metavar="DIR", help="images to compare on")
+    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="images to compare on")
     parser.add_argument(
         "--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL", help=f"any of {', '.join(MODELS)}"
     )
     parser.add_argument("--formats", nargs="+", choices=SUFFIXES, default=SUFFIXES, help="(default: all)")
     parser.add_argument("--threads", type=natural, default=torch.get_num_threads(), help="(default: %(default)s)")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows = []
-    for name in tqdm(args.models, desc="models", unit="model"):
-        detector = build(name)
-        rows += [(name, suffix, check(detector, suffix, args.images)) for suffix in args.formats]
-    print(tabulate(rows, ("model", "format", f"largest differences on {len(args.images)} images"), tablefmt="pipe"))
-    failed = [row for row in rows if "differ by up to" not in row[2] or "does not compute" in row[2]]
-    sys.exit(f"error: {len(failed)} files do not equal PyTorch" if failed else 0)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(parse_args())
+    except UserError as error:
+        sys.exit(f"error: {error}")

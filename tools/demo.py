@@ -38,6 +38,7 @@ from clockdistill.engine import load_config, load_model
 from clockdistill.errors import UserError
 from clockdistill.evaluation.pictures import draw_comparison, plot_curves, write_png
 from clockdistill.evaluation.results import comparison_table, write_json
+from clockdistill.export.write import import_package
 
 # The demo changes to the root of the repository; all other paths are relative to it.
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,6 +265,9 @@ def main() -> int:
     os.environ["DETECTRON2_DATASETS"] = str(Path(datasets).expanduser().absolute())
     os.chdir(ROOT)
     try:
+        if not args.seeds:  # needed at the end
+            import_package("onnx")
+            import_package("onnxruntime")
         make_data()
         tables = {}
         for family in args.families:

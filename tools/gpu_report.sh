@@ -4,7 +4,7 @@
 #   tools/gpu_report.sh [REPORT]                      (default: output/gpu_report.md)
 #   PYTHON=/path/to/python tools/gpu_report.sh        with another interpreter than .venv/bin/python
 #
-# The operators are compiled for this machine's GPU first; their benchmark fails if that failed. Without a GPU, or
+# It first compiles the operators for this machine's GPU; if that fails, their benchmark fails too. Without a GPU, or
 # without a program that a step needs, the report says what was left out and why. The exit status is the number of
 # steps that failed.
 set -uo pipefail

@@ -8,12 +8,12 @@ heights and widths without padding at the right and bottom. It returns `boxes` (
 resizing are in the metadata.
 
 The file is then run on images of the config's test set or of --images. Its boxes must equal PyTorch's to 0.01 pixels,
-and its scores to 0.0001; otherwise no file is left.
+and its scores to 0.0001; with --precision fp16, to 1 pixel and 0.01. Otherwise no file is left.
 
 --precision fp16 stores the weights in half the space and computes in float32. --precision int8 also computes most
 convolutions and matrix products in int8, which is faster. Ranges of activations come from images of the config's
 training set or of --images. The AP on the config's test set may fall by at most 0.5; parts of the model that would cost
-more stay in float32. If the test set is not on disk, the detections of the float32 model on --images are the truth.
+more stay in float32. If the test set is not on disk, the agreement with the float32 model on --images is printed.
 
 Examples:
     export.py --config-file configs/dino/dino_r18_kitti_12ep.py --output student.onnx --size 376x1242 \\
@@ -45,6 +45,7 @@ from clockdistill.engine import load_config, load_model_and_metadata, run
 from clockdistill.engine.arguments import natural
 from clockdistill.errors import UserError
 from clockdistill.export import (
+    MAX_LOSS,
     SUFFIXES,
     Evaluation,
     Quantizer,
@@ -79,6 +80,7 @@ def main(args: argparse.Namespace) -> None:
     paths = image_paths(cfg, args.images)
     if args.precision == "int8":
         calibration = spread(image_paths(cfg, args.images, "train"), NUM_CALIBRATION_IMAGES)
+        records, dataset = labelled(cfg, args.images)
     size = args.size or smallest_size(paths, augmentations)
     fixed_size = None if args.dynamic else size
     contents = metadata_of(
@@ -101,7 +103,6 @@ def main(args: argparse.Namespace) -> None:
                     write_model(detector, float_file, size, contents, args.dynamic, args.grid_sample)
                     compare_models(detector, float_file, compared, fixed_size)
                     quantizer = Quantizer(float_file, read_images(calibration, augmentations), fixed_size)
-                    records, dataset = labelled(cfg, args.images)
                     report = write_int8(quantizer, float_file, file, contents, records, dataset, augmentations)
             else:
                 is_half = args.precision == "fp16"
@@ -112,7 +113,9 @@ def main(args: argparse.Namespace) -> None:
             for part in sorted(Path(folder).glob("*.*"), key=lambda path: path == file):
                 part.replace(output.with_name(part.name))
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}; free some space, or choose another disk") from error
+        raise UserError(
+            f"cannot write {output}: {error.strerror or error}; free some space, or choose another disk"
+        ) from error
     print(report)
     print(f"exported model: {output}")
 
@@ -147,13 +150,17 @@ def write_int8(
     evaluate = Evaluation(records, read)
     before = evaluate(float_file, "float32")
     if math.isnan(before):
-        raise UserError("there are no objects in the images to measure the accuracy of int8: pass others with --images")
+        where, fix = "the images", "pass others with --images"
+        if dataset is not None:
+            where, fix = f"dataset {dataset}", "set dataloader.test.dataset.names to one with objects"
+        raise UserError(f"{where} cannot show the accuracy of int8, because there are no objects: {fix}")
 
     def measure(parts: list[str]) -> float:
         save(quantizer.quantize(parts), file, contents)
         return evaluate(file, "int8")
 
-    choice = choose_parts(quantizer.parts, measure, before)
+    # the detections of another model are not exact enough to give up parts for them
+    choice = choose_parts(quantizer.parts, measure, before, MAX_LOSS if dataset else math.inf)
     model = quantizer.quantize([part for part in quantizer.parts if part not in choice.float_parts])
     accuracy = dict(metric=metric, before=before, after=choice.ap)
     save(model, file, contents | dict(float_layers=float_layers(model), accuracy=accuracy))
@@ -168,7 +175,7 @@ def write_int8(
 
 def spread(items: list, count: int) -> list:
     """Return up to `count` items, evenly spaced."""
-    return items[:: -(-len(items) // count)]
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else items
 
 
 def dataset_records(cfg: DictConfig, split: str) -> tuple[str, list[dict]]:
@@ -193,13 +200,14 @@ def labelled(cfg: DictConfig, folder: str | None) -> tuple[list[dict], str | Non
     try:
         name, records = dataset_records(cfg, "test")
         return records, name
-    except UserError:
+    except UserError as error:
         if folder is None:
             raise
+        print(f"{error}; int8 is compared with the float32 model on --images")
     records = []
     for index, path in enumerate(image_paths(cfg, folder)):
-        with Image.open(path) as image:
-            records.append(dict(file_name=str(path), image_id=index, width=image.width, height=image.height))
+        width, height = size_of(path)
+        records.append(dict(file_name=str(path), image_id=index, width=width, height=height))
     return records, None
 
 
@@ -220,11 +228,7 @@ def smallest_size(paths: list[Path], augmentations: T.AugmentationList) -> tuple
     rule = resize_rule(augmentations)
     heights, widths = [], []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except OSError as error:
-            raise unreadable(path) from error
+        width, height = size_of(path)
         if rule is not None:
             height, width = T.ResizeShortestEdge.get_output_shape(
                 height, width, rule["short_edge_length"], rule["max_size"]
@@ -232,6 +236,15 @@ def smallest_size(paths: list[Path], augmentations: T.AugmentationList) -> tuple
         heights.append(height)
         widths.append(width)
     return max(heights), max(widths)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return width and height of an image, from its header."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise unreadable(path) from error
 
 
 def unreadable(path: Path) -> UserError:
@@ -284,7 +297,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--precision",
         choices=["fp32", "fp16", "int8"],
         default="fp32",
-        help="of the weights; int8 is also computed with (default: fp32; the others for .onnx and .xml)",
+        help="fp16 stores weights in float16, int8 also computes in int8; both need .onnx or .xml (default: fp32)",
     )
     parser.add_argument(
         "--grid-sample",

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import os
 import re
 import subprocess
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,16 +47,18 @@ def compile_cached(source, changed, text, output, *options):
     for path in sorted([*EMULATION.iterdir(), *SOURCES.iterdir()]):
         key.update(path.read_bytes())
     folder = ROOT / "build" / "cuda_emulation" / key.hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / output).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / changed).write_text(text, encoding="utf-8")
-        includes = [f"-I{path}" for path in (folder, EMULATION, SOURCES)]
-        partial = folder / f"{output}.{os.getpid()}"
-        result = subprocess.run(
-            [*command, *includes, EMULATION / source, "-o", partial], capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-        partial.rename(folder / output)
+        # another process may compile the same
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            Path(own, changed).write_text(text, encoding="utf-8")
+            includes = [f"-I{path}" for path in (own, EMULATION, SOURCES)]
+            compiled = Path(own, output)
+            result = subprocess.run(
+                [*command, *includes, EMULATION / source, "-o", compiled], capture_output=True, text=True
+            )
+            assert result.returncode == 0, result.stderr[-3000:]
+            compiled.rename(folder / output)
     return folder / output
 
 

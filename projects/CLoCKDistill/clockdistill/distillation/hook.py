@@ -76,7 +76,7 @@ class DistillationHook(HookBase):
         if self.requires_memory:
             pairs = zip(self.teacher_levels, self.student_levels, strict=True)
             strides = ", ".join(f"{self.teacher.strides[i]} with {student.strides[j]}" for i, j in pairs)
-            logger.info(f"Memories are compared on levels of these strides, teacher's with student's: {strides}")
+            logger.info(f"Comparing memories on these strides (teacher's with student's): {strides}")
 
         for loss in losses.values():
             loss.build(self.teacher, student)
@@ -144,9 +144,10 @@ class DistillationHook(HookBase):
         outputs = [self.forward_teacher(*inputs) for inputs in zip(batches, queries, strict=True)]
         normalizers = self.normalizers(outputs, targets)
         modules = [model, self.query_adapter, *self.losses.values()]
-        for index, part in enumerate(zip(batches, targets, queries, outputs, strict=True)):
+        for index, part in enumerate(zip(batches, targets, queries, strict=True)):
             with synchronized(modules, index == len(batches) - 1):
-                losses, terms = self.batch_losses(model, *part, normalizers)
+                # each batch's outputs are freed after its step
+                losses, terms = self.batch_losses(model, *part, outputs.pop(0), normalizers)
             if index == 0 and self.gradient_share_period and get_event_storage().iter % self.gradient_share_period == 0:
                 log_gradient_shares({"loss_detection": sum(losses.values()), **terms}, student, loss_scale)
             yield losses | terms

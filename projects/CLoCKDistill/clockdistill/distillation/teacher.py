@@ -59,9 +59,10 @@ def pair_levels(teacher: Sequence[int], student: Sequence[int], pairing: str = "
     Returns:
         indices of the teacher's levels and of the student's; empty if nothing can be compared.
     """
-    in_order = [list(range(min(len(teacher), len(student))))] * 2
+    count = min(len(teacher), len(student))
+    in_order = list(range(count)), list(range(count))
     if pairing == "order":
-        return tuple(in_order)
+        return in_order
     teacher_levels, student_levels = [], []
     for index, stride in enumerate(teacher):
         candidates = (i for i, other in enumerate(student) if other == stride and i not in student_levels)
@@ -70,5 +71,5 @@ def pair_levels(teacher: Sequence[int], student: Sequence[int], pairing: str = "
             teacher_levels.append(index)
             student_levels.append(match)
     if not student_levels and len(teacher) == len(student):
-        return tuple(in_order)
+        return in_order
     return teacher_levels, student_levels

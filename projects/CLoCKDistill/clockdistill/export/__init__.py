@@ -3,11 +3,12 @@
 from .accuracy import Evaluation, confident_detections
 from .compare import Differences, compare_models
 from .module import ExportableDetector
-from .quantize import Quantizer, choose_parts, float_layers
+from .quantize import MAX_LOSS, Quantizer, choose_parts, float_layers
 from .runtime import ExportedDetector
 from .write import SUFFIXES, metadata_of, save, write_model
 
 __all__ = [
+    "MAX_LOSS",
     "SUFFIXES",
     "Differences",
     "Evaluation",

@@ -4,7 +4,6 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def confident_detections(
     return labelled
 
 
-@contextmanager
+@contextlib.contextmanager
 def registered(records: list[dict], class_names: list[str]) -> Iterator[None]:
     """Put records into Detectron2's catalogs as `DATASET`."""
     DatasetCatalog.register(DATASET, lambda: records)

@@ -25,9 +25,10 @@ class ExportableDetector(nn.Module):
     def __init__(self, detector: Detector, grid_sample: str = "native", dynamic: bool = False):
         super().__init__()
         self.detector = copy.deepcopy(detector).cpu().float().eval().requires_grad_(False)
-        for name, module in list(self.detector.named_modules()):
-            if isinstance(module, MultiScaleDeformableAttention):
-                self.detector.set_submodule(name, ExportableAttention(module, OPERATORS[grid_sample], dynamic))
+        for parent in list(self.detector.modules()):
+            for name, module in parent.named_children():
+                if isinstance(module, MultiScaleDeformableAttention):
+                    setattr(parent, name, ExportableAttention(module, OPERATORS[grid_sample], dynamic))
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """

@@ -121,7 +121,10 @@ def restore_inputs(model: Any, quantized: set[str]) -> None:
         for i, name in enumerate(node.input):
             if name not in makers or makers[name].op_type != "DequantizeLinear":
                 continue
-            source = makers[makers[name].input[0]].input[0]
+            quantize = makers.get(makers[name].input[0])
+            if quantize is None:  # a constant that a quantized node reads too
+                continue
+            source = quantize.input[0]
             # the output of an integer kernel is rounded
             if source not in makers or makers[source].name not in quantized:
                 node.input[i] = source
@@ -163,8 +166,10 @@ class Choice(NamedTuple):
     table: str
 
 
-def choose_parts(parts: Sequence[str], measure: Callable[[Sequence[str]], float], float_ap: float) -> Choice:
-    """Quantize as many parts as possible with a loss of at most `MAX_LOSS`.
+def choose_parts(
+    parts: Sequence[str], measure: Callable[[Sequence[str]], float], float_ap: float, max_loss: float = MAX_LOSS
+) -> Choice:
+    """Quantize as many parts as possible with a loss of at most `max_loss`.
 
     Starts with all parts, and puts the part back to float32 that helps most, as long as the loss is too large.
 
@@ -173,16 +178,16 @@ def choose_parts(parts: Sequence[str], measure: Callable[[Sequence[str]], float]
         float_ap: with none of them.
 
     Raises:
-        UserError: the loss is too large with any part.
+        UserError: the loss is too large even with one part.
     """
     floating: list[str] = []
     rows: list[tuple] = [("none", ap := measure(parts))]
-    while not float_ap - ap <= MAX_LOSS:
+    while not float_ap - ap <= max_loss:
         left = [part for part in parts if part not in floating]
         if len(left) <= 1:
             raise UserError(
-                f"every part of the model loses more than {MAX_LOSS} AP in int8: use --precision fp16, or other images "
-                "to calibrate on"
+                f"int8 loses more than {max_loss} AP even with all but one part in float32: use --precision fp16, or "
+                "calibrate on other images"
             )
         trials = {part: measure([x for x in left if x != part]) for part in left}
         rows += [(" + ".join([*floating, part]), trial) for part, trial in trials.items()]

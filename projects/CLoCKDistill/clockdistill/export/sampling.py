@@ -54,14 +54,14 @@ class ExportableAttention(nn.Module):
         value = self.value_proj(value).masked_fill(padding_mask[..., None], 0)
         offsets, weights = (x.unflatten(-1, (self.num_heads, -1)) for x in self.sampling(query).split(self.widths, -1))
         sizes = spatial_shapes.flip(-1).to(reference)
-        center = self.per_point(reference[..., :2] * sizes)
+        center = self.repeat_points(reference[..., :2] * sizes)
         if reference.shape[-1] == 4:
-            offsets = offsets * self.per_point(reference[..., 2:] * sizes * (0.5 / self.num_points))
+            offsets = offsets * self.repeat_points(reference[..., 2:] * sizes * (0.5 / self.num_points))
         # not `unflatten`, after which the ONNX exporter takes the batch size for a constant
         value = value.view(*value.shape[:2], self.num_heads, -1)
         return self.output_proj(self.operator(value, level_shapes, center + offsets, weights.softmax(-1)))
 
-    def per_point(self, x: Tensor) -> Tensor:
+    def repeat_points(self, x: Tensor) -> Tensor:
         """Repeat (B, Q, levels, 2) for all points, as (B, Q, 1, levels * points * 2)."""
         return x[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1).flatten(3)
 
@@ -76,7 +76,7 @@ def per_point(levels: Sequence[tuple[float, float]], points: int) -> Tensor:
     return xy.view(-1, 1, 2).expand(-1, points, -1).flatten()
 
 
-def clamp(cells: Tensor, shapes: Shapes) -> tuple[Tensor, int]:
+def clamp_to_levels(cells: Tensor, shapes: Shapes) -> tuple[Tensor, int]:
     """Move cells (..., levels * points * 2) that are far outside of their level next to it; also return `points`."""
     points = int(cells.shape[-1]) // (2 * len(shapes))
     # the cells around such a location are all outside; runtimes differ in how they convert huge numbers to integers
@@ -113,7 +113,7 @@ def by_grid_sample(value: Tensor, shapes: Shapes, cells: Tensor, weights: Tensor
     """
     _, _, heads, D = value.shape
     Q = cells.shape[1]
-    cells, points = clamp(cells, shapes)
+    cells, points = clamp_to_levels(cells, shapes)
     width = shapes[0][1]  # the first level is the finest
     *starts, height = tops(shapes)
     shift = per_point([(-1, start * 2 / height - 1) for start in starts], points)
@@ -130,7 +130,7 @@ def by_gather(value: Tensor, shapes: Shapes, cells: Tensor, weights: Tensor) -> 
     """Gather the four cells around every location, without `grid_sample`. Arguments as in `by_grid_sample`."""
     B, N, heads, D = value.shape
     Q = cells.shape[1]
-    cells, points = clamp(cells, shapes)
+    cells, points = clamp_to_levels(cells, shapes)
     cells = (cells - 0.5).unflatten(-1, (-1, 2))
     sizes = per_point([shape[::-1] for shape in shapes], points).view(-1, 2)
     areas = torch.stack([torch.as_tensor(height * width) for height, width in shapes])

@@ -94,6 +94,8 @@ def write_model(
     Raises:
         UserError: a package that the format needs is not installed, or the format does not support an option.
     """
+    if half and path.suffix == ".pt2":
+        raise UserError(f"{path.name} has float32 weights: write .onnx or .xml for float16")
     module = ExportableDetector(detector, grid_sample, dynamic)
     # a batch of 1 would be taken for a constant
     height, width = size

@@ -9,9 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 @contextlib.contextmanager
 def synchronized(modules: Iterable[nn.Module | None], enabled: bool) -> Iterator[None]:
-    """Run forward passes whose backward pass averages the gradients over processes, unless this is not enabled.
+    """Average the gradients of the forward passes inside over processes if `enabled`.
 
-    Gradients that are not averaged add up, and are averaged with those of the next pass that is.
+    Otherwise they accumulate, and are averaged with those of the next pass that is.
     """
     with contextlib.ExitStack() as stack:
         for module in modules:

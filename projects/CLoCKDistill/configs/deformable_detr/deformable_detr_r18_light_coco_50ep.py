@@ -1,4 +1,4 @@
-"""A small transformer too, as in `dino_r18_light_coco_12ep`."""
+"""A small transformer too: half the layers and feed-forward width, and no level of the finest features."""
 
 from .deformable_detr_r18_coco_50ep import dataloader, lr_multiplier, model, optimizer, train
 
