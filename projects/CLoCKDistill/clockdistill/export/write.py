@@ -141,17 +141,18 @@ def save(model: Any, path: Path, metadata: dict[str, Any], half: bool = False) -
     """
     onnx = import_package("onnx")
     texts = {name: json.dumps(value) for name, value in metadata.items()}
+    if half:
+        halve(model)
     if path.suffix == ".onnx":
         onnx.helper.set_model_props(model, texts)
-        if half:
-            halve(model)
         onnx.save(model, path)
         return
     openvino = import_package("openvino")
     converted = openvino.Core().read_model(io.BytesIO(model.SerializeToString()))
     for name, text in texts.items():
         converted.set_rt_info(text, ["model_info", name])
-    openvino.save_model(converted, path, compress_to_fp16=half)
+    # OpenVINO's own compression also rounds the constants of sampling locations
+    openvino.save_model(converted, path, compress_to_fp16=False)
 
 
 def halve(model: Any) -> None:
