@@ -63,11 +63,11 @@ def crop_pairs(loss, teacher, student):
 
 def memories(**kwargs):
     torch.manual_seed(1)
-    return make_memory(SHAPES, VALID, 4, **kwargs), make_memory(SHAPES, VALID, 3, **kwargs)
+    return make_memory(SHAPES, VALID, 8, **kwargs), make_memory(SHAPES, VALID, 3, **kwargs)
 
 
 def test_fitnets_is_half_the_squared_distance_without_padding():
-    (teacher, student), loss = memories(), build(FitNetsLoss(0.1), 4, 3, 4)
+    (teacher, student), loss = memories(), build(FitNetsLoss(0.1), 4, 3, 8)
     expected = sum(0.1 / 2 * (t - s).square().sum() / 3 for _, _, t, s in crop_pairs(loss, teacher, student))
     torch.testing.assert_close(loss(outputs_of(teacher), outputs_of(student), TARGETS)["hint"], expected)
 
@@ -92,7 +92,7 @@ def relation(x, block):
 
 
 def test_fgd_equals_its_formulas_on_images_without_padding():
-    (teacher, student), loss = memories(), build(FGDLoss(0.1, 0.2, 0.3, 0.4, temperature=0.5), 4, 3, 4)
+    (teacher, student), loss = memories(), build(FGDLoss(0.1, 0.2, 0.3, 0.4, temperature=0.5), 4, 3, 8)
     losses = loss(outputs_of(teacher), outputs_of(student), TARGETS)
     weights = [teacher.split(weight) for weight in weights_by_loop(VALID, SHAPES, TARGETS)]
     expected = dict.fromkeys(("object", "background", "attention", "global"), 0.0)
@@ -101,7 +101,7 @@ def test_fgd_equals_its_formulas_on_images_without_padding():
         objects, background = (x[level][image].unflatten(0, SHAPES[level])[:h, :w].flatten() for x in weights)
         t, s = t.flatten(0, 1), s.flatten(0, 1)
         (spatial, channel), (other_spatial, other_channel) = attention(t, 0.5), attention(s, 0.5)
-        for k in range(4):
+        for k in range(8):
             distance = spatial * channel[k] * (t[:, k] - s[:, k]) ** 2
             expected["object"] += 0.1 * (objects * distance).sum() / 3
             expected["background"] += 0.2 * (background * distance).sum() / 3
@@ -114,7 +114,7 @@ def test_fgd_equals_its_formulas_on_images_without_padding():
 
 @pytest.mark.parametrize("mask_ratio", [0, 1])
 def test_mgd_equals_its_formula_on_images_without_padding(mask_ratio):
-    (teacher, student), loss = memories(), build(MGDLoss(0.1, mask_ratio), 4, 3, 4)
+    (teacher, student), loss = memories(), build(MGDLoss(0.1, mask_ratio), 4, 3, 8)
     expected = 0.0
     for level, _, t, s in crop_pairs(loss, teacher, student):
         conv1, conv2 = loss.generators[level].children()
@@ -139,7 +139,7 @@ def test_mgd_masks_whole_cells_at_the_given_ratio():
 
 
 def test_mgds_mask_depends_on_seed_and_step_only():
-    (teacher, student), loss = memories(), build(MGDLoss(0.1, 0.5), 4, 3, 4)
+    (teacher, student), loss = memories(), build(MGDLoss(0.1, 0.5), 4, 3, 8)
     values = []
     for step, drawn in ((7, 0), (7, 10), (8, 0)):
         torch.rand(drawn)
@@ -169,8 +169,8 @@ def test_training_with_mgd_resumes_exactly(tmp_path):
 def test_gradcheck(name):
     torch.manual_seed(2)
     valid = [image[2:] for image in VALID]
-    student, teacher = (make_memory(SHAPES[2:], valid, width, dtype=torch.float64) for width in (3, 4))
-    loss = build(make_losses()[name], 2, 3, 4).double()
+    student, teacher = (make_memory(SHAPES[2:], valid, width, dtype=torch.float64) for width in (3, 8))
+    loss = build(make_losses()[name], 2, 3, 8).double()
     inputs = [student.features.requires_grad_(), *loss.parameters()]
 
     def total(*_):
@@ -237,7 +237,7 @@ def test_mixed_precision_is_near_full_precision(dtype):
         for memory in models:
             # the squares of these overflow in float16
             memory.features = (memory.features * 100).to(dtype if enabled else torch.float32)
-        losses = [build(loss, 4, 3, 4) for loss in (FitNetsLoss(1), FGDLoss(1, 1, 1, 1, 500), MGDLoss(1, 0.5))]
+        losses = [build(loss, 4, 3, 8) for loss in (FitNetsLoss(1), FGDLoss(1, 1, 1, 1, 500), MGDLoss(1, 0.5))]
         with torch.autocast("cpu", dtype, enabled=enabled):
             torch.manual_seed(0)
             results = [loss(*map(outputs_of, models), TARGETS) for loss in losses]

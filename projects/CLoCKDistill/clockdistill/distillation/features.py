@@ -241,5 +241,5 @@ class MGDLoss(LevelwiseLoss):
         tokens = teacher, student, ~padding[..., None]
         teacher, student, valid = (x.transpose(1, 2).unflatten(2, shape) for x in tokens)
         kept = torch.rand(valid.shape, device=student.device) >= self.mask_ratio
-        generated = at_least_float32(generator(student * kept, valid))
+        generated = generator(student * kept, valid)
         return ((teacher - generated) * valid).square().sum()
