@@ -4,44 +4,9 @@ import torch
 from clockdistill.distillation import MemoryLoss, PlainFeatureLoss
 from clockdistill.distillation.memory import location_and_scale_weights, resize_levels
 from clockdistill.errors import UserError
-from clockdistill.modeling import Memory, Outputs, Target, Targets
-from helpers.distillation import weights_by_loop
+from clockdistill.modeling import Target, Targets
+from helpers.distillation import SHAPES, VALID, make_memory, outputs_of, random_targets, weights_by_loop
 from helpers.models import VARIANTS, add_noise, random_batch, tiny
-
-
-def make_memory(shapes, valid, channels=3, dtype=torch.float32):
-    """Random memory of padded levels `shapes`; `valid[b][l]` is the extent of image b in level l without padding."""
-    tokens = sum(h * w for h, w in shapes)
-    padding, ratios = [], []
-    for image in valid:
-        masks = []
-        for (height, width), (h, w) in zip(shapes, image, strict=True):
-            mask = torch.ones(height, width, dtype=torch.bool)
-            mask[:h, :w] = False
-            masks.append(mask.flatten())
-        padding.append(torch.cat(masks))
-        ratios.append([[w / width, h / height] for (height, width), (h, w) in zip(shapes, image, strict=True)])
-    return Memory(
-        tokens=torch.randn(len(valid), tokens, channels, dtype=dtype),
-        features=torch.randn(len(valid), tokens, channels, dtype=dtype),
-        padding_mask=torch.stack(padding),
-        level_shapes=shapes,
-        valid_ratios=torch.tensor(ratios),
-    )
-
-
-SHAPES = [(12, 20), (6, 10), (3, 5), (1, 2)]
-VALID = [[(12, 20), (6, 10), (3, 5), (1, 2)], [(9, 14), (5, 7), (3, 4), (1, 1)], [(4, 20), (2, 10), (1, 5), (1, 2)]]
-
-
-def random_targets(seed):
-    generator = torch.Generator().manual_seed(seed)
-    targets = []
-    for count in (6, 1, 0):
-        low = torch.rand(count, 2, generator=generator) * 0.8
-        high = low + (1 - low) * torch.rand(count, 2, generator=generator).clamp(min=0.01)
-        targets.append(Target(torch.zeros(count, dtype=torch.long), torch.cat(((low + high) / 2, high - low), 1)))
-    return Targets(targets)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -87,10 +52,6 @@ def test_selected_levels_form_a_memory():
 def test_sizes_without_padding_are_whole_numbers():
     sizes = make_memory(SHAPES, VALID).unpadded_sizes()
     assert sizes.flip(-1).tolist() == [[list(size) for size in image] for image in VALID]
-
-
-def outputs_of(memory):
-    return Outputs(memory, None, None)
 
 
 def test_loss_equals_a_loop():

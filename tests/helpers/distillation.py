@@ -1,4 +1,4 @@
-"""Teachers, hooks and a formula that several tests of distillation share."""
+"""Teachers, hooks, memories and a formula that several tests of distillation share."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ from detectron2.config import LazyConfig
 from omegaconf import OmegaConf
 
 from clockdistill.distillation import DistillationHook, MemoryLoss, TargetAwareLogitLoss
+from clockdistill.modeling import Memory, Outputs, Target, Targets
 from helpers.models import add_noise, tiny, tiny_config
 
 WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
@@ -26,6 +27,45 @@ def make_hook(student, teacher, losses=None, embedding="denoising", **kwargs):
     losses = losses or {"memory": MemoryLoss(1e-2, 1e-3), "logits": TargetAwareLogitLoss(**WEIGHTS)}
     kwargs = dict(gradient_share_period=0) | kwargs
     return DistillationHook(student=student, teacher=teacher, losses=losses, embedding=embedding, **kwargs)
+
+
+def make_memory(shapes, valid, channels=3, dtype=torch.float32):
+    """Random memory of padded levels `shapes`; `valid[b][l]` is the extent of image b in level l without padding."""
+    tokens = sum(h * w for h, w in shapes)
+    padding, ratios = [], []
+    for image in valid:
+        masks = []
+        for (height, width), (h, w) in zip(shapes, image, strict=True):
+            mask = torch.ones(height, width, dtype=torch.bool)
+            mask[:h, :w] = False
+            masks.append(mask.flatten())
+        padding.append(torch.cat(masks))
+        ratios.append([[w / width, h / height] for (height, width), (h, w) in zip(shapes, image, strict=True)])
+    return Memory(
+        tokens=torch.randn(len(valid), tokens, channels, dtype=dtype),
+        features=torch.randn(len(valid), tokens, channels, dtype=dtype),
+        padding_mask=torch.stack(padding),
+        level_shapes=shapes,
+        valid_ratios=torch.tensor(ratios),
+    )
+
+
+SHAPES = [(12, 20), (6, 10), (3, 5), (1, 2)]
+VALID = [[(12, 20), (6, 10), (3, 5), (1, 2)], [(9, 14), (5, 7), (3, 4), (1, 1)], [(4, 20), (2, 10), (1, 5), (1, 2)]]
+
+
+def random_targets(seed):
+    generator = torch.Generator().manual_seed(seed)
+    targets = []
+    for count in (6, 1, 0):
+        low = torch.rand(count, 2, generator=generator) * 0.8
+        high = low + (1 - low) * torch.rand(count, 2, generator=generator).clamp(min=0.01)
+        targets.append(Target(torch.zeros(count, dtype=torch.long), torch.cat(((low + high) / 2, high - low), 1)))
+    return Targets(targets)
+
+
+def outputs_of(memory):
+    return Outputs(memory, None, None)
 
 
 def weights_by_loop(valid, shapes, targets):

@@ -4,7 +4,15 @@ import torch
 from detectron2.config import instantiate
 from torch.nn.parallel import DistributedDataParallel
 
-from clockdistill.distillation import MatchedLogitLoss, MemoryLoss, PlainFeatureLoss, TargetAwareLogitLoss
+from clockdistill.distillation import (
+    FGDLoss,
+    FitNetsLoss,
+    MatchedLogitLoss,
+    MemoryLoss,
+    MGDLoss,
+    PlainFeatureLoss,
+    TargetAwareLogitLoss,
+)
 from clockdistill.engine import Trainer
 from clockdistill.modeling import HungarianMatcher
 from helpers.distillation import WEIGHTS, make_hook
@@ -39,10 +47,15 @@ def step_gradients(variant, teacher=None, embedding="random", rank=0, world=1, a
             "features": PlainFeatureLoss(1e-2, "backbone"),
             "logits": TargetAwareLogitLoss(**WEIGHTS),
             "matched": MatchedLogitLoss(HungarianMatcher(2, 5, 2), **WEIGHTS),
+            "fitnets": FitNetsLoss(1e-4),
+            "fgd": FGDLoss(1e-2, 1e-2, 1e-2, 1e-4, temperature=0.5),
+            # the cells that are masked depend on the division
+            "mgd": MGDLoss(1e-4, mask_ratio=0.0),
         }
         hooks = [make_hook(student, teacher, losses, embedding)]
-        for projection in hooks[0].parameters():
-            torch.nn.init.constant_(projection, 0.01)
+        for parameter in hooks[0].parameters():
+            torch.nn.init.zeros_(parameter)
+        add_noise(hooks[0].modules, scale=0.05)
         named.update(hooks[0].modules.named_parameters())
     batch = random_batch(sizes=SIZES[:images], counts=COUNTS[:images])
     size = images // (world * accumulate)

@@ -17,11 +17,13 @@ class DistillationLoss(nn.Module):
             otherwise training does not start.
         requires_targets: the loss gets `Outputs.target_predictions` of both models.
         requires_objects: the loss gets `Outputs.object_predictions` of both models.
+        num_levels: number of levels on which the memories are compared; the hook sets it before it calls `build`.
     """
 
     requires_memory = False
     requires_targets = False
     requires_objects = False
+    num_levels = 1
 
     def build(self, teacher: Detector, student: Detector) -> None:
         """Create parameters whose shapes depend on the two models. Called once, before training."""

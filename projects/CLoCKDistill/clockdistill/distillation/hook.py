@@ -79,6 +79,7 @@ class DistillationHook(HookBase):
             logger.info(f"Comparing memories on these strides (teacher's with student's): {strides}")
 
         for loss in losses.values():
+            loss.num_levels = len(self.teacher_levels)
             loss.build(self.teacher, student)
         self.modules = nn.ModuleDict({"losses": nn.ModuleDict(losses)})
         check_source(embedding)

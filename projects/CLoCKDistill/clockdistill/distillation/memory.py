@@ -27,7 +27,7 @@ def location_and_scale_weights(memory: Memory, targets: Targets) -> tuple[Tensor
     low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
     objects, backgrounds = [], []
     sizes = memory.unpadded_sizes().double()
-    padding = memory.padding_mask.split([h * w for h, w in memory.spatial_shapes.tolist()], dim=1)
+    padding = memory.split(memory.padding_mask)
     for level, (height, width) in enumerate(memory.spatial_shapes.tolist()):
         # boxes are normalized to the image without padding, cells belong to the padded level
         size = sizes[:, None, level]
@@ -87,11 +87,20 @@ class FeatureLoss(DistillationLoss):
         """Return the maps (B, N, C) that are compared."""
         return getattr(outputs.memory, FEATURES[self.feature])
 
+    def project(self, student: Outputs) -> Tensor:
+        """Return the student's maps (B, N, C) in the teacher's width."""
+        return self.projection(self.maps(student))
+
+    def aligned(self, teacher: Outputs, student: Outputs) -> tuple[Tensor, Tensor]:
+        """Return the maps of both models on the teacher's levels and in its width, (B, N, C), in at least float32."""
+        maps = at_least_float32(self.project(student))
+        maps = resize_levels(maps, student.memory.spatial_shapes, teacher.memory.spatial_shapes)
+        return at_least_float32(self.maps(teacher)), maps
+
     def squared_distance(self, teacher: Outputs, student: Outputs) -> Tensor:
-        """Return the squared distance (B, N), summed over channels, on the teacher's levels, in at least float32."""
-        student_maps = at_least_float32(self.projection(self.maps(student)))
-        student_maps = resize_levels(student_maps, student.memory.spatial_shapes, teacher.memory.spatial_shapes)
-        return (at_least_float32(self.maps(teacher)) - student_maps).square().sum(-1)
+        """Return the squared distance (B, N) of the aligned maps, summed over channels."""
+        teacher_maps, student_maps = self.aligned(teacher, student)
+        return (teacher_maps - student_maps).square().sum(-1)
 
 
 class MemoryLoss(FeatureLoss):

@@ -51,14 +51,17 @@ class Memory:
         """
         return (self.valid_ratios * self.spatial_shapes.flip(-1).to(self.valid_ratios)).round()
 
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Split (B, N, ...) into the levels, (B, H_l * W_l, ...)."""
+        return x.split([height * width for height, width in self.level_shapes], 1)
+
     def select(self, levels: Sequence[int]) -> Memory:
         """Return the memory of the levels with these indices, in this order."""
         if list(levels) == list(range(len(self.level_shapes))):
             return self
-        sizes = [height * width for height, width in self.level_shapes]
 
         def cut(x: Tensor) -> Tensor:
-            parts = x.split(sizes, 1)
+            parts = self.split(x)
             return torch.cat([parts[level] for level in levels], 1)
 
         return Memory(

@@ -1,0 +1,27 @@
+"""Other distillation methods to compare with. Give a distillation config one of them as `distillation.losses`.
+
+The constants of FGD and MGD are those of their authors' code for one-stage detectors; it has none for transformers.
+FitNets has no constant: its weight is that of MGD, which is a sum of squares over the same maps.
+"""
+
+from detectron2.config import LazyCall as L
+
+from clockdistill.distillation import FGDLoss, FitNetsLoss, MGDLoss
+
+# arXiv:1412.6550
+fitnets = dict(fitnets=L(FitNetsLoss)(weight=2e-5, feature="backbone"))
+
+# arXiv:2111.11837; for two-stage detectors 5e-5, 2.5e-5, 5e-5 and 5e-7
+fgd = dict(
+    fgd=L(FGDLoss)(
+        object_weight=1e-3,
+        background_weight=5e-4,
+        attention_weight=1e-3,
+        global_weight=5e-6,
+        temperature=0.5,
+        feature="backbone",
+    )
+)
+
+# arXiv:2205.01529; for two-stage detectors 5e-7 and 0.45
+mgd = dict(mgd=L(MGDLoss)(weight=2e-5, mask_ratio=0.65, feature="backbone"))
