@@ -67,16 +67,16 @@ PRODUCTS = 10  # timed together
 PRECISIONS = ("float32", "bfloat16")  # bfloat16: mixed precision, as with train.amp.enabled=True
 
 
-def random_image(num_classes: int, size: tuple[int, int] | None = None) -> dict:
+def random_image(num_classes: int, size: tuple[int, int] | None = None, objects: int = OBJECTS) -> dict:
     """Make an image with objects, as returned by the training loader, by default of the size `IMAGE`."""
     size = size or IMAGE
     generator = torch.Generator().manual_seed(0)
-    corner = torch.rand(OBJECTS, 2, generator=generator) * 0.7
-    extent = 0.05 + torch.rand(OBJECTS, 2, generator=generator) * 0.25
+    corner = torch.rand(objects, 2, generator=generator) * 0.7
+    extent = 0.05 + torch.rand(objects, 2, generator=generator) * 0.25
     scale = torch.tensor(size[::-1])
     instances = Instances(size)
     instances.gt_boxes = Boxes(torch.cat((corner * scale, (corner + extent) * scale), 1))
-    instances.gt_classes = torch.randint(num_classes, (OBJECTS,), generator=generator)
+    instances.gt_classes = torch.randint(num_classes, (objects,), generator=generator)
     image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator)
     return dict(image=image, height=size[0], width=size[1], instances=instances)
 
@@ -95,7 +95,9 @@ def config_of(name: str) -> DictConfig:
 def random_teacher(cfg: DictConfig, folder: str) -> None:
     """Save random weights for the config's teacher."""
     path = os.path.join(folder, "teacher.pth")
-    torch.save({"model": instantiate(load_config(cfg.distillation.teacher.config).model).state_dict()}, path)
+    model = load_config(cfg.distillation.teacher.config).model
+    model.num_classes = cfg.model.num_classes
+    torch.save({"model": instantiate(model).state_dict()}, path)
     cfg.distillation.teacher.checkpoint = path
 
 
