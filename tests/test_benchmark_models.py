@@ -6,10 +6,12 @@ import sys
 
 import pytest
 import torch
+from detectron2.config import instantiate
 
 import benchmark_models
 import families
-from helpers.models import CONFIGS
+from clockdistill.evaluation.cost import count_flops
+from helpers.models import CONFIGS, random_batch, tiny_config
 
 
 @pytest.mark.parametrize("config", ["dino_r18_tiny_street", "dino_r18_small_to_tiny_street"])
@@ -22,6 +24,7 @@ def test_measure(monkeypatch, config):
     assert 0.1 < result["gflops"] < 1
     assert min(result.values()) > 0
     assert result["inference_mib"] <= result["training_mib"]
+    assert max(result["inference_share"], result["training_share"]) < 1
 
 
 def test_distillation_is_compared_with_its_parts_in_turns(monkeypatch):
@@ -32,6 +35,44 @@ def test_distillation_is_compared_with_its_parts_in_turns(monkeypatch):
     assert set(map(len, times.values())) == {2}
     assert min(times["distilled"]) > min(times["plain"])
     assert min(times["distilled"]) > min(times["teacher"]) > 0
+
+
+def test_share_of_the_products_rate():
+    # half, twice and once the time of a product, for a third of its operations
+    assert benchmark_models.share(1, [1.0, 4.0, 3.0], 3, [2.0, 2.0, 3.0]) == pytest.approx(1 / 3)
+
+
+def test_a_step_has_three_times_the_operations_of_inference_without_frozen_layers():
+    torch.manual_seed(0)
+    model = instantiate(tiny_config("deformable_detr")).eval()  # without denoising queries
+    batch = random_batch(sizes=[(96, 128)], counts=[3])
+    forward = 2 * count_flops(model, batch[0])
+
+    def step(batch):
+        sum(model(batch).values()).backward()
+
+    model.train()
+    stem = 2 * 48 * 64 * 8 * 3 * 7 * 7  # has no gradient of its input
+    # the count at inference has normalization too
+    assert benchmark_models.count_step_flops(step, batch[0]) == pytest.approx(3 * forward - stem, rel=0.03)
+    model.requires_grad_(False)
+    model.class_heads.requires_grad_(True)
+    assert benchmark_models.count_step_flops(step, batch[0]) == pytest.approx(forward, rel=0.03)
+
+
+def test_operations_of_fused_attention_and_sampling():
+    query, value = torch.randn(1, 2, 5, 8, requires_grad=True), torch.randn(1, 12, 2, 4, requires_grad=True)
+    points, weights = torch.rand(1, 7, 2, 1, 3, 2), torch.rand(1, 7, 2, 1, 3, requires_grad=True)
+    shapes, starts = torch.tensor([[3, 4]]), torch.tensor([0])
+
+    def attend(_):
+        torch.nn.functional.scaled_dot_product_attention(query, query, query).sum().backward()
+
+    def sample(_):
+        torch.ops.clockdistill.ms_deform_attn(value, shapes, starts, points, weights).sum().backward()
+
+    assert benchmark_models.count_step_flops(attend, {}) == 3 * 2 * (2 * 2 * 5 * 5 * 8)
+    assert benchmark_models.count_step_flops(sample, {}) == 3 * 2 * (7 * 2 * 3) * 4 * 5
 
 
 def test_ratio_of_distillation_to_its_parts():
@@ -64,7 +105,8 @@ def test_every_model_is_measured_in_its_own_process(monkeypatch, capsys):
     def run(command, **_):
         commands.append(command)
         number = float(len(commands))
-        keys = ("parameters", "gflops", "inference_ms", "inference_mib", "training_ms", "training_mib")
+        keys = ["parameters", "gflops", "product_rate"]
+        keys += [f"{run}_{what}" for run in ("inference", "training") for what in ("ms", "share", "mib")]
         return subprocess.CompletedProcess(command, 0, "a warning\n" + json.dumps(dict.fromkeys(keys, number)))
 
     monkeypatch.setattr(subprocess, "run", run)

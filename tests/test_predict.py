@@ -14,6 +14,7 @@ from detectron2.data import transforms as T
 
 import predict
 from clockdistill.engine import Checkpointer, load_config, run
+from clockdistill.modeling import DINO
 from clockdistill.modeling.detector import Detector
 from helpers.models import CONFIGS, add_noise, tiny, tiny_config
 from helpers.toy import run_toy
@@ -101,6 +102,22 @@ def test_images(start, detector):
     assert [line["file_name"] for line in lines] == ["0.png", "1.png"]
     for seed, line in enumerate(lines):
         assert_same(line["instances"], expected_instances(detector, random_image(seed)), CLASS_NAMES)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_precision_is_that_of_the_config(start, monkeypatch, enabled):
+    dtypes = []
+    decode = DINO.decode
+
+    def record(self, memory, queries):
+        predictions = decode(self, memory, queries)
+        dtypes.append(predictions.logits.dtype)
+        return predictions
+
+    monkeypatch.setattr(DINO, "decode", record)
+    cv2.imwrite("a.png", random_image(0))
+    assert start("a.png", opts=[f"train.amp.enabled={enabled}"]) == 0
+    assert dtypes == [torch.bfloat16 if enabled else torch.float32]
 
 
 def test_video(start):

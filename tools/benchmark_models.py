@@ -4,6 +4,11 @@
 Each model runs in its own process. On the CPU, memory is the peak of the whole process, Python and libraries included;
 on a GPU, the peak of PyTorch's tensors. Weights and image are random.
 
+The yardstick is a matrix product of the encoder's feed-forward network, tokens x embed_dim x feedforward_dim, by the
+same threads, in turns with the model. Shares are what the model's multiply-adds, two operations each, reach of its
+rate. At inference, these are the column GFLOPs; in training, the products, convolutions and deformable attention of the
+forward and the backward pass, with denoising queries and the teacher, and without gradients that frozen layers save.
+
 tools/benchmark_models.py                        all models in float32, with a table at the end
 tools/benchmark_models.py --models dino dab_detr
 tools/benchmark_models.py --models dino --precision bfloat16 --compile
@@ -13,6 +18,7 @@ tools/benchmark_models.py --distillation --models dino_r50_to_r18
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -20,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import instantiate
@@ -28,6 +34,8 @@ from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import families
@@ -35,7 +43,16 @@ from clockdistill.distillation import DistillationHook
 from clockdistill.engine import load_config
 from clockdistill.engine.arguments import natural
 from clockdistill.engine.train import build_distillation, build_optimizer
-from clockdistill.evaluation.cost import MEBI, blank_image, count_flops, count_parameters, environment, latency
+from clockdistill.evaluation.cost import (
+    MEBI,
+    SAMPLE_FLOPS,
+    blank_image,
+    count_flops,
+    count_parameters,
+    environment,
+    latency,
+)
+from clockdistill.layers import no_fused_attention
 
 STUDENTS = {
     path.stem.partition("_coco_")[0]: path
@@ -46,19 +63,20 @@ MODELS = [*families.VARIANTS, *STUDENTS]
 DISTILLED = [name for name in STUDENTS if "_to_" in name]
 IMAGE = (375, 1242)
 OBJECTS = 7  # the mean of KITTI
+PRODUCTS = 10  # timed together
 PRECISIONS = ("float32", "bfloat16")  # bfloat16: mixed precision, as with train.amp.enabled=True
 
 
-def random_image(num_classes: int, size: tuple[int, int] | None = None) -> dict:
+def random_image(num_classes: int, size: tuple[int, int] | None = None, objects: int = OBJECTS) -> dict:
     """Make an image with objects, as returned by the training loader, by default of the size `IMAGE`."""
     size = size or IMAGE
     generator = torch.Generator().manual_seed(0)
-    corner = torch.rand(OBJECTS, 2, generator=generator) * 0.7
-    extent = 0.05 + torch.rand(OBJECTS, 2, generator=generator) * 0.25
+    corner = torch.rand(objects, 2, generator=generator) * 0.7
+    extent = 0.05 + torch.rand(objects, 2, generator=generator) * 0.25
     scale = torch.tensor(size[::-1])
     instances = Instances(size)
     instances.gt_boxes = Boxes(torch.cat((corner * scale, (corner + extent) * scale), 1))
-    instances.gt_classes = torch.randint(num_classes, (OBJECTS,), generator=generator)
+    instances.gt_classes = torch.randint(num_classes, (objects,), generator=generator)
     image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator)
     return dict(image=image, height=size[0], width=size[1], instances=instances)
 
@@ -77,7 +95,9 @@ def config_of(name: str) -> DictConfig:
 def random_teacher(cfg: DictConfig, folder: str) -> None:
     """Save random weights for the config's teacher."""
     path = os.path.join(folder, "teacher.pth")
-    torch.save({"model": instantiate(load_config(cfg.distillation.teacher.config).model).state_dict()}, path)
+    model = load_config(cfg.distillation.teacher.config).model
+    model.num_classes = cfg.model.num_classes
+    torch.save({"model": instantiate(model).state_dict()}, path)
     cfg.distillation.teacher.checkpoint = path
 
 
@@ -120,16 +140,23 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
-def median_seconds(run: Callable[[], None], rounds: int, device: torch.device) -> float:
-    """Time a function, after one warm-up round."""
-    times = []
+def times_in_turns(
+    runs: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[tuple[float, float]]]:
+    """Run functions in turns, after a round of warm-up.
+
+    Returns:
+        For each of them, seconds of the rounds on the clock and of the processor, all threads together.
+    """
+    times = {name: [] for name in runs}
     for _ in range(rounds + 1):
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        for name, run in runs.items():
+            start, processor = time.perf_counter(), time.process_time()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append((time.perf_counter() - start, time.process_time() - processor))
+    return {name: values[1:] for name, values in times.items()}
 
 
 def measure_distillation(
@@ -146,25 +173,18 @@ def measure_distillation(
     optimizer = build_optimizer(cfg, model, hook)
     batch = [random_image(model.num_classes)]
 
-    def infer(batch: list[dict]) -> None:
+    plain = step_with(cfg, model, None, optimizer, precision)
+    distilled = step_with(cfg, model, hook, optimizer, precision)
+
+    def infer() -> None:
         with torch.no_grad(), autocast(device, precision):
             hook.teacher(batch)
 
-    runs = dict(
-        plain=step_with(cfg, model, None, optimizer, precision),
-        teacher=infer,
-        distilled=step_with(cfg, model, hook, optimizer, precision),
-    )
-    times = {f"{name}{clock}": [] for name in runs for clock in ("", "_processor")}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            start, processor = time.perf_counter(), time.process_time()
-            run(batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-            times[f"{name}_processor"].append(time.process_time() - processor)
-    return {name: values[1:] for name, values in times.items()}
+    runs = dict(plain=lambda: plain(batch), teacher=infer, distilled=lambda: distilled(batch))
+    times = {}
+    for name, values in times_in_turns(runs, rounds, device).items():
+        times[name], times[f"{name}_processor"] = map(list, zip(*values, strict=True))
+    return times
 
 
 def distillation_row(times: dict[str, list[float]]) -> list[float]:
@@ -183,6 +203,51 @@ def peak_mebibytes(device: torch.device) -> float:
     return kilobytes * (1 if sys.platform == "darwin" else 1024) / MEBI
 
 
+@torch.no_grad()
+def matrix_products(cfg: DictConfig, model: nn.Module, x: dict, precision: torch.dtype) -> tuple[Callable, int]:
+    """Return a function that runs `PRODUCTS` products of the encoder's shapes, and their floating-point operations."""
+    tokens = model.encode(model.preprocess([x])).tokens.shape[1]
+    shape = tokens, model.embed_dim, cfg.model.encoder.feedforward_dim
+    a, b = (torch.randn(size, device=model.device, dtype=precision) for size in (shape[:2], shape[1:]))
+
+    def multiply(*_) -> None:
+        for _ in range(PRODUCTS):
+            a @ b
+
+    return multiply, 2 * PRODUCTS * math.prod(shape)
+
+
+def count_step_flops(step: Callable[[list[dict]], None], x: dict) -> int:
+    """Count the floating-point operations of a training step, two per multiply-add.
+
+    Those of products and convolutions are PyTorch's count. Deformable attention has `SAMPLE_FLOPS` per sampling point
+    and channel, and twice as many in the backward pass.
+    """
+
+    def sampling(value: torch.Size, shapes, starts, locations, weights: torch.Size, **_) -> int:
+        return 2 * SAMPLE_FLOPS * math.prod(weights) * value[3]
+
+    operator = torch.ops.clockdistill
+    mapping = {
+        operator.ms_deform_attn: sampling,
+        operator.ms_deform_attn_backward: lambda gradient, *args, **_: 2 * sampling(*args),
+    }
+    # PyTorch does not count fused attention on the CPU
+    with (
+        no_fused_attention(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False, custom_mapping=mapping) as f,
+    ):
+        step([x])
+    return f.get_total_flops()
+
+
+def share(flops: float, seconds: Sequence[float], product_flops: float, product_seconds: Sequence[float]) -> float:
+    """Return what operations reach of the product's rate, the median of rounds."""
+    ratios = (product / own for own, product in zip(seconds, product_seconds, strict=True))
+    return flops / product_flops * statistics.median(ratios)
+
+
 def measure(
     cfg: DictConfig,
     device: torch.device,
@@ -195,27 +260,43 @@ def measure(
     model = instantiate(cfg.model).to(device).eval()
     x = random_image(model.num_classes)
     result = dict(parameters=count_parameters(model))
+    multiply, product_flops = matrix_products(cfg, model, x, precision)
     if compiled:
         for part in (model.backbone, model.encoder):
             part.compile()
     with autocast(device, precision):
-        result["inference_ms"] = statistics.median(latency({"model": model}, [x], rounds)["model"])
+        inference = latency({"model": model, "product": multiply}, [x], rounds)
+    result["inference_ms"] = statistics.median(inference["model"])
     result["inference_mib"] = peak_mebibytes(device)
     step = training_step(cfg, model.train(), precision)
-    result["training_ms"] = 1000 * median_seconds(lambda: step([x]), rounds, device)
+    times = times_in_turns({"step": lambda: step([x]), "product": multiply}, rounds, device)
+    training = {name: [1000 * clock for clock, _ in values] for name, values in times.items()}
+    result["training_ms"] = statistics.median(training["step"])
     result["training_mib"] = peak_mebibytes(device)
+
     result["gflops"] = count_flops(instantiate(cfg.model).to(device).eval(), blank_image(*IMAGE)) / 1e9
+    step_flops = count_step_flops(training_step(cfg, instantiate(cfg.model).to(device).train()), x)
+    products = inference["product"] + training["product"]
+    result["product_rate"] = product_flops / statistics.median(products) / 1e6
+    result["inference_share"] = share(2e9 * result["gflops"], inference["model"], product_flops, inference["product"])
+    result["training_share"] = share(step_flops, training["step"], product_flops, training["product"])
     return result
 
 
 def results_table(results: dict[str, dict[str, float]]) -> str:
-    rows = [
-        [name, r["parameters"] / 1e6, r["gflops"]]
-        + [r[key] for key in ("inference_ms", "inference_mib", "training_ms", "training_mib")]
-        for name, r in results.items()
-    ]
-    headers = ["", "parameters (M)", "GFLOPs", "inference (ms)", "memory (MiB)", "training step (ms)", "memory (MiB)"]
-    return tabulate(rows, headers, tablefmt="pipe", floatfmt=("", ".2f", ".1f", ".0f", ".0f", ".0f", ".0f"))
+    columns = {
+        "inference_ms": "inference (ms)",
+        "inference_share": "share of the product's rate",
+        "inference_mib": "memory (MiB)",
+        "training_ms": "training step (ms)",
+        "training_share": "share of the product's rate",
+        "training_mib": "memory (MiB)",
+        "product_rate": "matrix product (GFLOP/s)",
+    }
+    rows = [[name, r["parameters"] / 1e6, r["gflops"], *(r[key] for key in columns)] for name, r in results.items()]
+    headers = ["", "parameters (M)", "GFLOPs", *columns.values()]
+    formats = ["", ".2f", ".1f", *(".0%" if key.endswith("share") else ".0f" for key in columns)]
+    return tabulate(rows, headers, tablefmt="pipe", floatfmt=formats)
 
 
 def distillation_table(results: dict[str, dict[str, list[float]]]) -> str:

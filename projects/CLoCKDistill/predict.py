@@ -39,7 +39,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
-from clockdistill.engine import load_config, load_model_and_metadata, run
+from clockdistill.engine import load_config, load_model_and_metadata, prepare_inference, run
 from clockdistill.engine.arguments import score
 from clockdistill.errors import UserError
 from clockdistill.evaluation.pictures import draw_detections, write_png
@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
     elif args.config_file is not None:
         cfg = load_config(args.config_file, args.opts)
         detector, metadata = load_model_and_metadata(cfg)
+        prepare_inference(detector, cfg)
         class_names = get_class_names(cfg, metadata)
         augmentations = get_augmentations(cfg, metadata)
     else:

@@ -21,7 +21,7 @@ from clockdistill.errors import UserError
 from clockdistill.evaluation.results import nan_to_none
 from helpers import toy_config as toy_config_module
 from helpers.models import CONFIGS
-from helpers.toy import toy_config
+from helpers.toy import ToyDetector, run_toy, toy_config
 
 CONFIG = CONFIGS / "dino" / "dino_r18_small_street.py"
 CHECKPOINT = CONFIGS.parent / "demo" / "dino_r18_small_street.pth"
@@ -119,6 +119,49 @@ def test_results_have_costs_and_environment(tmp_path):
 def test_benchmark_is_optional(tmp_path):
     checkpoint = save_model(toy_config(tmp_path), tmp_path / "model.pth", 0)
     assert set(eval_only(toy_config(tmp_path, checkpoint, "train.benchmark=null"))) == {"bbox"}
+
+
+def autocast_dtypes(monkeypatch):
+    """Record the precision of each evaluated batch, or None for float32."""
+    dtypes = []
+    forward = ToyDetector.forward
+
+    def record(self, batch):
+        if not self.training:
+            dtypes.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        return forward(self, batch)
+
+    monkeypatch.setattr(ToyDetector, "forward", record)
+    return dtypes
+
+
+def test_evaluation_has_the_precision_of_the_config(tmp_path, monkeypatch):
+    dtypes = autocast_dtypes(monkeypatch)
+    checkpoint = save_model(toy_config(tmp_path), tmp_path / "model.pth", 0)
+    scores = {}
+    for enabled, dtype in (False, None), (True, torch.bfloat16):
+        dtypes.clear()
+        scores[dtype] = eval_only(toy_config(tmp_path, *SHORT, checkpoint, f"train.amp.enabled={enabled}"))
+        assert set(dtypes) == {dtype}
+    exact, rounded = (results["bbox"]["AP"] for results in scores.values())
+    assert exact != rounded
+    assert exact == pytest.approx(rounded, rel=0.02)
+
+
+def test_evaluation_in_training_has_the_precision_of_the_config(tmp_path, monkeypatch):
+    dtypes = autocast_dtypes(monkeypatch)
+    run_toy(toy_config(tmp_path, "train.max_iter=1", "train.amp.enabled=True"))
+    assert set(dtypes) == {torch.bfloat16}
+
+
+def test_evaluation_compiles_the_model_if_the_config_says_so(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(ToyDetector, "compile", lambda self: compiled.append(self))
+    checkpoint = save_model(toy_config(tmp_path), tmp_path / "model.pth", 0)
+    eval_only(toy_config(tmp_path, *SHORT, checkpoint))
+    assert not compiled
+    eval_only(toy_config(tmp_path, *SHORT, checkpoint, "train.compile=True"))
+    assert len(compiled) == 1
 
 
 def test_compared_results_equal_those_of_each_model_alone(tmp_path, caplog):

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..checks import Rule, above, check, count, is_number, not_negative, one_of, optional
+from ..checks import Rule, above, boolean, check, count, is_number, not_negative, one_of, optional
 from ..config_file import execute_config
 from ..data import register_by_name
 from ..errors import UserError
@@ -33,6 +33,7 @@ RULES = {
         ("train.amp", "train.ema", "train.ddp", "train.checkpointer"), Rule(OmegaConf.is_dict, "a group of keys")
     ),
     "train.amp.dtype": one_of("bfloat16", "float16"),
+    "train.compile": boolean,
     "train.ema.decay": Rule(lambda decay: is_number(decay) and 0 <= decay < 1, "at least 0 and less than 1"),
     "train.checkpointer.period": count,
     "train.checkpointer.max_to_keep": optional(count),

@@ -20,7 +20,7 @@ from ..export import SUFFIXES, ExportedDetector
 from .config import load_config
 from .defaults import open_output_dir
 from .model_spec import parse_model_specs
-from .train import build_evaluator, build_test_loader, evaluate, load_model
+from .train import build_evaluator, build_test_loader, evaluate, load_model, prepare_inference
 
 FOLDER = re.compile(r"\w[\w .+-]*")
 
@@ -92,10 +92,10 @@ def _evaluate(output: DictConfig, cfgs: dict[str, DictConfig]) -> dict[str, dict
 
 
 def load(cfg: DictConfig) -> nn.Module:
-    """Return the model of a config, or the exported one that `cfg.train.init_checkpoint` names."""
+    """Return the model of a config, ready for inference, or the exported one that `cfg.train.init_checkpoint` names."""
     path = cfg.train.init_checkpoint
     if not path.endswith(SUFFIXES):
-        return load_model(cfg)
+        return prepare_inference(load_model(cfg), cfg)
     model = ExportedDetector(path)
     if model.num_classes != cfg.model.num_classes:
         raise UserError(

@@ -104,7 +104,7 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
             # each process has batch-norm statistics of its own, and the checkpoint those of the first
             for buffer in eval_model.buffers():
                 distributed.broadcast(buffer, 0)
-        with stop.interruptible():
+        with stop.interruptible(), autocast(cfg, eval_model):
             return evaluate(eval_model, test_loader, evaluator, output_dir)
 
     ddp_device = {"device_ids": None} if cfg.train.device == "cpu" else {}
@@ -320,6 +320,20 @@ def skip_batches(loader: Iterable, count: int) -> None:
             "The training loader starts from its beginning, because it cannot skip batches: use "
             "clockdistill.data.build_train_loader for a training that continues exactly where it stopped"
         )
+
+
+def prepare_inference(model: nn.Module, cfg: DictConfig) -> nn.Module:
+    """Let a model in eval mode run in the precision of `train.amp` and, with `train.compile`, compiled."""
+    if cfg.train.get("compile", False):
+        model.compile()
+    model.forward = autocast(cfg, model)(model.forward)
+    return model
+
+
+def autocast(cfg: DictConfig, model: nn.Module) -> torch.autocast:
+    """Return the context of `train.amp` on the model's device, which is also a decorator."""
+    dtype = amp_dtype(cfg)
+    return torch.autocast(next(model.parameters()).device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def amp_dtype(cfg: DictConfig) -> torch.dtype | None:

@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import detectron2
@@ -178,11 +179,16 @@ def peak_memory(model: nn.Module, x: dict) -> int:
         model([x])
         torch.cuda.synchronize()
         return weights + torch.cuda.max_memory_allocated() - before
+    return weights + peak_allocation(lambda: model([x]))
+
+
+def peak_allocation(run: Callable[[], object]) -> int:
+    """Measure the peak memory of the PyTorch tensors that a function allocates on the CPU, in bytes."""
     # otherwise a profiler built for GPUs logs a spurious error
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        model([x])
+        run()
     # each allocation, negative if freed; the profiler's public tables only have sums
     events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
     changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-    return weights + int(np.cumsum([0, *changes]).max())
+    return int(np.cumsum([0, *changes]).max())

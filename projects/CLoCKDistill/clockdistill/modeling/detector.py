@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.modeling import Backbone, detector_postprocess
@@ -36,6 +36,7 @@ class Detector(nn.Module):
     Attributes:
         embed_dim: width C of memory and queries.
         denoising: makes denoising queries in training, or None; set by families that train with denoising.
+        compiled: `predict`, after a call of `compile`, or None.
         encodes_boxes: whether `decode` computes the position encoding of queries that have no `position`.
     """
 
@@ -76,6 +77,7 @@ class Detector(nn.Module):
         self.decoder = decoder
         self.criterion = criterion
         self.denoising: ContrastiveDenoising | None = None
+        self.compiled: Callable[[Tensor, Tensor], Predictions] | None = None
         self.num_classes = num_classes
         self.detections_per_image = detections_per_image
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -163,15 +165,35 @@ class Detector(nn.Module):
             In training a dictionary of losses, else a list of `{"instances": Instances}`.
         """
         images = self.preprocess(batched_inputs)
+        if not self.training:
+            # fvcore cannot trace a compiled function
+            predict = self.predict if self.compiled is None or torch.jit.is_tracing() else self.compiled
+            predictions = predict(images.tensor, tensor_of_sizes(images))
+            return self.postprocess(predictions, batched_inputs, images.image_sizes)
         memory = self.encode(images)
         queries = self.propose(memory)
-        if self.training:
-            if targets is None:
-                targets = self.targets(batched_inputs)
-            losses, outputs = self.losses(memory, queries, targets, target_queries)
-            return (losses, outputs) if with_outputs else losses
-        predictions = self.decode(memory, queries)
-        return self.postprocess(predictions, batched_inputs, images.image_sizes)
+        if targets is None:
+            targets = self.targets(batched_inputs)
+        losses, outputs = self.losses(memory, queries, targets, target_queries)
+        return (losses, outputs) if with_outputs else losses
+
+    def predict(self, images: Tensor, sizes: Tensor) -> Predictions:
+        """Return the predictions of all decoder layers.
+
+        Args:
+            images: (B, 3, H, W), normalized and padded.
+            sizes: (B, 2), height and width of each image without padding.
+        """
+        memory = self.encode(ImageList(images, sizes))
+        return self.decode(memory, self.propose(memory))
+
+    def compile(self, **options) -> None:
+        """Let `torch.compile` compile `predict`, for each size of padded images when it first occurs.
+
+        Args:
+            options: arguments of `torch.compile`.
+        """
+        self.compiled = torch.compile(self.predict, dynamic=False, **options)
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalize the images, and pad them at the right and bottom to the size of the largest one.
@@ -244,14 +266,20 @@ def make_target(instances: Instances) -> Target:
     return Target(instances.gt_classes, box_convert(instances.gt_boxes.tensor.float() / scale, "xyxy", "cxcywh"))
 
 
+def tensor_of_sizes(images: ImageList) -> Tensor:
+    """Return height and width of each image without padding, (B, 2)."""
+    sizes = images.image_sizes
+    if isinstance(sizes, Tensor):
+        return sizes
+    return torch.tensor([tuple(size) for size in sizes]).to(images.tensor.device, non_blocking=True)
+
+
 def padding_masks(images: ImageList, shapes: list[tuple[int, int]]) -> list[Tensor]:
     """Return one mask (B, H_l, W_l) per level shape (H_l, W_l), True on padding.
 
     As in DETR, a cell is padding if the pixel at its upper-left corner is. `image_sizes` may also be a tensor (B, 2).
     """
-    sizes = images.image_sizes
-    if not isinstance(sizes, Tensor):
-        sizes = torch.tensor([tuple(size) for size in sizes]).to(images.tensor.device, non_blocking=True)
+    sizes = tensor_of_sizes(images)
     masks = []
     for shape in shapes:
         # the pixels that `interpolate` would take, in its arithmetic

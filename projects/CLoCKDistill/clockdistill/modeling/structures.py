@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -23,6 +23,9 @@ class Memory:
             exported graph cannot depend on a tensor's values.
         valid_ratios: (B, levels, 2), the fraction of width and height that is not padding.
         position: (B, N, C), position encoding of the cells, or None.
+        spatial_shapes: the level shapes, (levels, 2) integers, on the CPU, so that reading them does not synchronize
+            with the GPU.
+        level_start_index: index in N of each level's first cell, (levels,) integers, also on the CPU.
     """
 
     tokens: Tensor
@@ -31,18 +34,15 @@ class Memory:
     level_shapes: Sequence[tuple[int, int]]
     valid_ratios: Tensor
     position: Tensor | None = None
+    spatial_shapes: Tensor = field(init=False)
+    level_start_index: Tensor = field(init=False)
 
-    @cached_property
-    def spatial_shapes(self) -> Tensor:
-        """Level shapes, (levels, 2) integers, on the CPU, so that reading them does not synchronize with the GPU."""
+    def __post_init__(self):
         # not `torch.tensor`, which would turn the sizes of a traced graph into constants
-        return torch.stack([torch.stack([torch.as_tensor(size) for size in shape]) for shape in self.level_shapes])
-
-    @cached_property
-    def level_start_index(self) -> Tensor:
-        """Index in N of each level's first cell, (levels,) integers, also on the CPU."""
-        sizes = self.spatial_shapes.prod(1)
-        return sizes.cumsum(0) - sizes
+        sizes = [torch.stack([torch.as_tensor(size) for size in shape]) for shape in self.level_shapes]
+        self.spatial_shapes = torch.stack(sizes)
+        cells = self.spatial_shapes.prod(1)
+        self.level_start_index = cells.cumsum(0) - cells
 
     def unpadded_sizes(self) -> Tensor:
         """Return width and height of each level without padding, in cells, (B, levels, 2).

@@ -12,6 +12,7 @@ train = dict(
     clip_grad=0.1,
     # steps in a row whose loss or gradient is NaN or infinite, after which the training ends; they change no weights
     max_nonfinite_steps=10,
+    # mixed precision, in evaluation and predict.py too
     amp=dict(enabled=False, dtype="bfloat16"),
     ema=dict(enabled=False, decay=0.9998),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
@@ -22,6 +23,8 @@ train = dict(
     strict_data=False,
     # True leaves out images that cannot be read, if they are at most 1 % of a dataset
     skip_bad_images=False,
+    # for --eval-only and predict.py: torch.compile, which takes a while for each size of images
+    compile=False,
     # for --eval-only: number of test images to time, and rounds over them; null turns timing off
     benchmark=dict(images=10, rounds=5),
 )
