@@ -25,6 +25,14 @@ ENDLESS = ("train.max_iter=100000", "train.checkpointer.period=100000", "dataloa
 TIMEOUT = 120
 
 
+@pytest.fixture(autouse=True)
+def heeded_sigint():
+    """A shell starts background jobs with SIGINT ignored, and a training would inherit that."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @contextlib.contextmanager
 def started(folder, *arguments, launcher=(), **options):
     """A running train_net.py with its output in `folder`/out, which is killed on exit."""
