@@ -93,7 +93,7 @@ def test_every_variant_equals_pytorch_in_onnx_and_openvino(variant, tmp_path):
 
 
 # torch.export takes several seconds per decoder layer
-@pytest.mark.parametrize("variant", ["dab_detr", "dino"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_torch_export_equals_pytorch(variant, tmp_path):
     model = add_noise(tiny(variant, decoder_layers=1)).eval()
     path = write(model, tmp_path / "model.pt2")
