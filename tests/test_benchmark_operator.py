@@ -43,7 +43,7 @@ def test_bytes_moved():
         assert benchmark_operator.bytes_moved(args, backward=True) == both
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error on a machine without a GPU")
 def test_no_gpu(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmark_operator.py", "--device", "cuda"])
     with pytest.raises(SystemExit):
