@@ -1,8 +1,9 @@
 """True and false positives by COCO's rules, as pycocotools applies them, for each image and over a dataset."""
 
 import contextlib
+import gc
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,19 @@ class Matches:
         return 2 * tp / (2 * tp + self.num_errors) if tp + self.num_errors else 1.0
 
 
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Pause the collector, which walks over all of pycocotools' many small objects again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@without_garbage_collection()
 def evaluate_coco(records: Sequence[dict], predictions: Sequence[Instances], num_classes: int) -> COCOeval:
     """Run pycocotools up to `accumulate`, at an IoU of 0.5, with objects of all sizes and all predictions.
 
@@ -81,6 +95,7 @@ def _coco(images: list[dict], annotations: list[dict], num_classes: int) -> COCO
     return coco
 
 
+@without_garbage_collection()
 def match(
     records: Sequence[dict], predictions: Sequence[Instances], num_classes: int, threshold: float = 0.0
 ) -> list[Matches]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import MultiScaleDeformableAttention
+from ..layers.attention import repeat_points
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -54,16 +55,12 @@ class ExportableAttention(nn.Module):
         value = self.value_proj(value).masked_fill(padding_mask[..., None], 0)
         offsets, weights = (x.unflatten(-1, (self.num_heads, -1)) for x in self.sampling(query).split(self.widths, -1))
         sizes = spatial_shapes.flip(-1).to(reference)
-        center = self.repeat_points(reference[..., :2] * sizes)
+        center = repeat_points(reference[..., :2] * sizes, self.num_points)
         if reference.shape[-1] == 4:
-            offsets = offsets * self.repeat_points(reference[..., 2:] * sizes * (0.5 / self.num_points))
+            offsets = offsets * repeat_points(reference[..., 2:] * sizes * (0.5 / self.num_points), self.num_points)
         # not `unflatten`, after which the ONNX exporter takes the batch size for a constant
         value = value.view(*value.shape[:2], self.num_heads, -1)
         return self.output_proj(self.operator(value, level_shapes, center + offsets, weights.softmax(-1)))
-
-    def repeat_points(self, x: Tensor) -> Tensor:
-        """Repeat (B, Q, levels, 2) for all points, as (B, Q, 1, levels * points * 2)."""
-        return x[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1).flatten(3)
 
 
 def per_point(levels: Sequence[tuple[float, float]], points: int) -> Tensor:

@@ -96,16 +96,17 @@ class MultiScaleDeformableAttention(nn.Module):
         """Return locations (B, Q, heads, levels, points, 2) and weights, which sum to one over levels and points."""
         B, Q, _ = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        offsets = self.sampling_offsets(query).view(B, Q, heads, levels, points, 2)
+        offsets = self.sampling_offsets(query).view(B, Q, heads, levels * points * 2)
         weights = self.attention_weights(query).view(B, Q, heads, levels * points)
         weights = weights.softmax(-1).view(B, Q, heads, levels, points)
-        reference = reference[:, :, None, :, None]
+        center = repeat_points(reference[..., :2], points)
         if reference.shape[-1] == 2:
             # the reference is in float32, which holds any size exactly; non_blocking avoids a GPU synchronization
-            sizes = spatial_shapes.flip(-1)[:, None].to(reference, non_blocking=True)
-            locations = reference + offsets / sizes
+            sizes = spatial_shapes.flip(-1).to(reference, non_blocking=True)
+            locations = center + offsets / sizes[:, None].expand(-1, points, -1).flatten()
         else:
-            locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
+            locations = center + offsets / points * repeat_points(reference[..., 2:], points) * 0.5
+        locations = locations.view(B, Q, heads, levels, points, 2)
         return locations, weights
 
     def attended(
@@ -123,6 +124,14 @@ class MultiScaleDeformableAttention(nn.Module):
         # (B, Q, levels, heads * points, ...)
         points, weights = locations.transpose(2, 3).flatten(3, 4), weights.transpose(2, 3).flatten(3, 4)
         return Attended(points, weights / self.num_heads, is_dense=False)
+
+
+def repeat_points(x: Tensor, points: int) -> Tensor:
+    """Repeat (B, Q, levels, 2) for all points, as (B, Q, 1, levels * points * 2).
+
+    On a CPU, arithmetic on such rows is several times faster than with a last dimension of 2.
+    """
+    return x[:, :, None, :, None].expand(-1, -1, -1, -1, points, -1).flatten(3)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,9 +20,19 @@ DIMENSIONS = dict.fromkeys(
 ENCODER = DIMENSIONS | {"activation_checkpointing": boolean}
 
 
+class ReLU(nn.ReLU):
+    """In place where no gradient is needed.
+
+    The output of a linear layer is a view. After an operation in place, autograd would copy the whole gradient.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=not torch.is_grad_enabled())
+
+
 class FeedForward(nn.Sequential):
     def __init__(self, embed_dim: int, hidden_dim: int, activation: nn.Module | None = None):
-        activation = activation or nn.ReLU(inplace=True)
+        activation = activation or ReLU()
         super().__init__(nn.Linear(embed_dim, hidden_dim), activation, nn.Linear(hidden_dim, embed_dim))
         for linear in (self[0], self[2]):
             nn.init.xavier_uniform_(linear.weight)
