@@ -87,6 +87,8 @@ DISTILLATION_VALUES = {
     "distillation.losses.logits.temperature": [0, -1],
     "distillation.gradient_share_period": [-1],
     "distillation.level_pairing": ["size"],
+    "distillation.balance": ["1", "{}", "[memory]", "{memorie: 1.0}", "{memory: 0}", "{memory: -1.0}", "{logits: nan}"],
+    "distillation.balance_period": [0],
 }
 # overrides whose message is another one
 OVERRIDES = {

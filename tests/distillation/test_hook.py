@@ -449,14 +449,15 @@ def test_hook_is_made_from_a_config(tmp_path):
     assert isinstance(losses["memory"], MemoryLoss)
 
 
-# teacher ("" for none), student, and batches per step
+BALANCE = {"memory": 1.0, "logits": 0.3, "fgd": 0.1}
+# teacher ("" for none), student, batches per step, and `balance`
 DISTRIBUTED = [
-    ("dino", "dino", 1),
-    ("dino", "dab_detr", 2),
-    ("dab_detr", "dino", 2),
-    ("dab_detr", "deformable_detr", 1),
-    ("deformable_detr.two_stage", "deformable_detr.two_stage", 2),
-    ("", "dino", 2),
+    ("dino", "dino", 1, None),
+    ("dino", "dab_detr", 2, None),
+    ("dab_detr", "dino", 2, BALANCE),
+    ("dab_detr", "deformable_detr", 1, None),
+    ("deformable_detr.two_stage", "deformable_detr.two_stage", 2, None),
+    ("", "dino", 2, None),
 ]
 
 
@@ -468,7 +469,7 @@ def gradients(teacher, student, folder, **options):
 def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    for teacher, student, accumulate in DISTRIBUTED:
+    for teacher, student, accumulate, balance in DISTRIBUTED:
         result = gradients(
             teacher,
             student,
@@ -478,6 +479,7 @@ def work(rank, folder):
             accumulate=accumulate,
             images=4 * accumulate,
             activation_checkpointing=True,
+            balance=balance,
         )
         if rank == 0:
             torch.save(result, f"{folder}/{teacher}_{student}.pth")
@@ -495,10 +497,12 @@ def two_processes(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("teacher", "student", "accumulate"), DISTRIBUTED)
-def test_two_processes_give_the_gradients_of_one_on_the_joint_batch(two_processes, teacher, student, accumulate):
-    """So do several batches per step, and activation checkpointing."""
-    one = gradients(teacher, student, two_processes, images=4 * accumulate)
+@pytest.mark.parametrize(("teacher", "student", "accumulate", "balance"), DISTRIBUTED)
+def test_two_processes_give_the_gradients_of_one_on_the_joint_batch(
+    two_processes, teacher, student, accumulate, balance
+):
+    """So do several batches per step, and activation checkpointing, also with weights that follow the gradients."""
+    one = gradients(teacher, student, two_processes, images=4 * accumulate, balance=balance)
     two = torch.load(two_processes / f"{teacher}_{student}.pth", weights_only=True)
     assert any(name.startswith("query_adapter.content") for name in one) == bool(teacher)
     assert_equal_gradients(two, one)

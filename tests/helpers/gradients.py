@@ -30,8 +30,9 @@ def step_gradients(variant, teacher=None, embedding="random", rank=0, world=1, a
         variant: of the student.
         teacher: as the hook takes it; None trains without distillation.
         images: number of images in the joint batch.
-        options: `activation_checkpointing` of the encoder and arguments of the trainer.
+        options: `activation_checkpointing` of the encoder, `balance` of the hook and arguments of the trainer.
     """
+    balance = options.pop("balance", None)
     config = tiny_config(variant)
     config.backbone.norm = "FrozenBN"
     config.encoder.activation_checkpointing = options.pop("activation_checkpointing", False)
@@ -52,7 +53,7 @@ def step_gradients(variant, teacher=None, embedding="random", rank=0, world=1, a
             # the cells that are masked depend on the division
             "mgd": MGDLoss(1e-4, mask_ratio=0.0),
         }
-        hooks = [make_hook(student, teacher, losses, embedding)]
+        hooks = [make_hook(student, teacher, losses, embedding, balance=balance)]
         for parameter in hooks[0].parameters():
             torch.nn.init.zeros_(parameter)
         add_noise(hooks[0].modules, scale=0.05)

@@ -12,12 +12,13 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checks import checked, not_negative, one_of
+from ..checks import check, checked, count, not_negative, one_of, optional
 from ..config_file import build
 from ..errors import UserError
 from ..modeling import Detector, Outputs, Queries, Targets
 from ..modeling.criterion import average_over_ranks
 from ..modeling.parallel import synchronized
+from .balance import GradientBalance, ratios_of
 from .base import DistillationLoss
 from .calibration import calibrate, calibration_path, fingerprint, load_embedding, save_embedding
 from .target_queries import QueryAdapter, check_source, make_embedding
@@ -39,12 +40,16 @@ class DistillationHook(HookBase):
             backward pass per loss; 0 disables them.
         calibration: arguments `batches`, `steps` and `lr` of `calibrate`, for the "calibrated" embedding.
         level_pairing: "stride" or "order", which levels of the memories are compared, see `pair_levels`.
+        balance: norm of the gradient of some of the losses, by name, divided by that of the detection loss. Their
+            weights are set so that they have it, see `GradientBalance`. None sets no weights.
+        balance_period: number of iterations between changes of these weights.
 
     Attributes:
-        modules: the losses and the student's query adapter, whose parameters are trained with the student.
+        modules: the losses and the student's query adapter, whose parameters are trained with the student, and with
+            `balance` the weights of the losses.
     """
 
-    @checked(gradient_share_period=not_negative, level_pairing=one_of(*PAIRINGS))
+    @checked(gradient_share_period=not_negative, level_pairing=one_of(*PAIRINGS), balance_period=count)
     def __init__(
         self,
         student: Detector,
@@ -54,12 +59,15 @@ class DistillationHook(HookBase):
         gradient_share_period: int,
         calibration: Mapping[str, float] | None = None,
         level_pairing: str = "stride",
+        balance: Mapping[str, float] | None = None,
+        balance_period: int = 50,
     ):
         losses = {name: build_loss(name, loss) for name, loss in losses.items() if loss is not None}
         if not losses:
             raise UserError(
                 "distillation.losses is empty: add a loss, or use the student's config to train without one"
             )
+        check({"balance": balance}, {"balance": optional(ratios_of(*losses))})
         self.teacher = load_teacher(teacher["config"], teacher["checkpoint"], student)
         self.gradient_share_period = gradient_share_period
         self.requires_targets = any(loss.requires_targets for loss in losses.values())
@@ -82,6 +90,9 @@ class DistillationHook(HookBase):
             loss.num_levels = len(self.teacher_levels)
             loss.build(self.teacher, student)
         self.modules = nn.ModuleDict({"losses": nn.ModuleDict(losses)})
+        self.balance = None if balance is None else GradientBalance(balance, balance_period)
+        if self.balance is not None:
+            self.modules["balance"] = self.balance
         check_source(embedding)
         if self.requires_targets:
             if embedding == "calibrated" and calibration is None:
@@ -146,9 +157,13 @@ class DistillationHook(HookBase):
         normalizers = self.normalizers(outputs, targets)
         modules = [model, self.query_adapter, *self.losses.values()]
         for index, part in enumerate(zip(batches, targets, queries, strict=True)):
-            with synchronized(modules, index == len(batches) - 1):
+            is_last = index == len(batches) - 1
+            with synchronized(modules, is_last):
                 # each batch's outputs are freed after its step
-                losses, terms = self.batch_losses(model, *part, outputs.pop(0), normalizers)
+                losses, values = self.batch_losses(model, *part, outputs.pop(0), normalizers)
+            if self.balance is not None:
+                values = self.balance(sum(losses.values()), values, student, loss_scale, is_last)
+            terms = {f"loss_{name}_{term}": v for name, loss in values.items() for term, v in loss.items()}
             if index == 0 and self.gradient_share_period and get_event_storage().iter % self.gradient_share_period == 0:
                 log_gradient_shares({"loss_detection": sum(losses.values()), **terms}, student, loss_scale)
             yield losses | terms
@@ -161,8 +176,8 @@ class DistillationHook(HookBase):
         teacher_queries: Queries | None,
         teacher_outputs: Outputs,
         normalizers: Mapping[str, Tensor],
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the student's own losses for a batch, and the distillation losses."""
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Return the student's own losses for a batch, and the terms of each distillation loss."""
         student_queries = None if teacher_queries is None else self.query_adapter(teacher_queries)
         losses, student_outputs = model(data, targets=targets, target_queries=student_queries, with_outputs=True)
         if self.requires_memory:
@@ -176,7 +191,7 @@ class DistillationHook(HookBase):
                 values = loss(select(teacher_outputs), select(student_outputs), targets, *normalizer)
             if not isinstance(values, dict) or any(value.dim() for value in values.values()):
                 raise UserError(f"distillation.losses.{name} must return scalar losses by name, as in {{'name': loss}}")
-            terms |= {f"loss_{name}_{term}": value for term, value in values.items()}
+            terms[name] = values
         return losses, terms
 
     @torch.no_grad()
