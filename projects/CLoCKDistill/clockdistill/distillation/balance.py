@@ -82,7 +82,7 @@ class GradientBalance(nn.Module):
     ) -> None:
         """Add the gradients of a batch to those of the step's earlier batches."""
         # of all parameters, as for the gradient shares, and not only of the memory: losses on the backbone's features
-        # do not reach it, and half of the logit loss's gradient is in the decoder
+        # do not reach it, and the logit loss also trains the decoder
         parameters = [p for p in student.parameters() if p.requires_grad]
         totals = {name: sum(losses[name].values(), start=torch.zeros_like(detection)) for name in self.weights}
         for name, loss in {"detection": detection, **totals}.items():
