@@ -20,6 +20,7 @@ import clockdistill.data  # noqa: F401  registers the datasets
 import families
 from clockdistill import modeling
 from clockdistill.engine import load_config
+from experiment_matrix import load_matrix
 from helpers.documents import BLOCK, ROOT, code_blocks, documented_files
 
 PROJECT = families.CONFIGS.parent
@@ -146,6 +147,8 @@ def check_arguments(args, outputs):
         check_path(cfg.train.init_checkpoint, outputs)
         for key in ("config", "checkpoint"):
             check_path(OmegaConf.select(cfg, f"distillation.teacher.{key}") or "", outputs)
+    for matrix in getattr(args, "matrices", []):
+        load_matrix(str(matrix))
     model = getattr(args, "model", None) or []
     models = [f"exported={model}"] if isinstance(model, str) else model
     for text in (*getattr(args, "compare", []), *models):

@@ -1,6 +1,7 @@
 """Calibration of target queries on a frozen teacher."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_a_file_without_a_calibration_is_refused(tmp_path):
 
 def test_a_calibration_that_cannot_be_saved_is_still_used(tmp_path, caplog):
     teacher = save_teacher(tmp_path, "deformable_detr")
-    (tmp_path / "teacher.targets.pth.tmp").mkdir()
+    (tmp_path / f"teacher.targets.pth.{os.getpid()}.tmp").mkdir()
     hook = calibrated_hook(teacher, [random_batch()] * 2)
     assert "could not be saved" in caplog.text
     assert hook.embedding.content.weight.abs().sum() > 0

@@ -73,9 +73,11 @@ def fingerprint(model: nn.Module) -> str:
 
 def save_embedding(embedding: TargetEmbedding, path: str, teacher: str) -> None:
     """Save an embedding with its teacher's fingerprint, or log a warning if the file cannot be written."""
+    # another training with the same teacher may be saving too
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        torch.save({"teacher": teacher, "embedding": embedding.state_dict()}, path + ".tmp")
-        os.replace(path + ".tmp", path)
+        torch.save({"teacher": teacher, "embedding": embedding.state_dict()}, temporary)
+        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         logger.warning(
             f"The calibrated target queries could not be saved to {path}; the next run will fit them again: {error}"

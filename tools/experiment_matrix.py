@@ -1,0 +1,251 @@
+"""Matrices of experiments: each run of `train_net.py`, its command, and what it has left in its folder.
+
+A matrix is a LazyConfig file with a dictionary `matrix`:
+
+- title: of its tables.
+- data: name of the output folder; matrices that share one share the runs with the same cell, method and seed.
+- seeds, iterations: of all students.
+- overrides: of all runs; may have environment variables, as in `$DETECTRON2_DATASETS`.
+- methods: by name, the losses of `configs/common/methods.py`, or a list of overrides, for the distilled student.
+- cells: by name, the configs of a family: `student` and `distilled`; perhaps `teacher` (`config`, `iterations`,
+  `seed`), which is then trained first, and from which the students start; and `methods` of this cell alone.
+- tuning: cell, seed and factors of the weights to choose from, see `experiments.py tune`.
+"""
+
+import functools
+import itertools
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from clockdistill.config_file import execute_config
+from clockdistill.engine.config import apply_overrides
+from clockdistill.errors import UserError
+
+# all paths are relative to the root of the repository
+CONFIGS = "projects/CLoCKDistill/configs"
+TRAIN_NET = "projects/CLoCKDistill/train_net.py"
+OUTPUT = Path("output/experiments")
+FACTORS = Path("tools/matrices/factors.json")
+RECORD = "run.json"
+
+PLAIN, TEACHER, FULL = "plain", "teacher", "clockdistill"
+KEYS = {"title", "data", "seeds", "iterations", "methods", "cells"}
+CELL_KEYS = {"student", "distilled"}
+WEIGHT = re.compile(r"alpha|beta|(\w+_)?weight")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of `train_net.py`.
+
+    Attributes:
+        factor: of the weights of all distillation losses.
+        teacher: the run that must be done before.
+    """
+
+    data: str
+    cell: str
+    method: str
+    seed: int
+    iterations: int
+    config: str
+    overrides: tuple[str, ...]
+    factor: float = 1.0
+    teacher: "Run | None" = None
+
+    def __str__(self) -> str:
+        return f"{self.data} {self.cell} {self.method} seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return OUTPUT / self.data / self.cell / self.method.replace(" ", "_") / f"seed{self.seed}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Arguments of `train_net.py`, with environment variables as they are written in the matrix."""
+        return [
+            *("--config-file", f"{CONFIGS}/{self.config}", "--resume", *self.overrides),
+            *(f"train.seed={self.seed}", f"train.max_iter={self.iterations}", "train.eval_period=0"),
+            f"train.output_dir={self.folder}",
+        ]
+
+    @property
+    def command(self) -> str:
+        return shlex.join([TRAIN_NET, *self.arguments])
+
+    @property
+    def record(self) -> dict:
+        """Contents of `run.json`: command, commit, seconds and whether it is done; {} before the start.
+
+        Raises:
+            UserError: the folder is that of another command.
+        """
+        path = self.folder / RECORD
+        record = read_json(path) if path.is_file() else {}
+        if record and record["command"] != self.command:
+            raise UserError(f"{path} has another command than the matrix: remove {self.folder} to run it again")
+        return record
+
+    @property
+    def is_done(self) -> bool:
+        return self.record.get("done", False)
+
+    @property
+    def progress(self) -> float:
+        """Part of the iterations that is done, as far as it was logged."""
+        if self.is_done:
+            return 1.0
+        path = self.folder / "metrics.json"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return min(1.0, (json.loads(lines[-1])["iteration"] + 1) / self.iterations) if lines else 0.0
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """COCO's metrics of a run that is done."""
+        return read_json(self.folder / "results.json")["bbox"]
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def load_matrix(path: str) -> dict:
+    """Load a matrix, with its `name`.
+
+    Raises:
+        UserError: the file does not exist, does not execute, or lacks a key.
+    """
+    matrix = execute_config(path).get("matrix")
+    if matrix is None:
+        raise UserError(f"{path} has no `matrix`: see tools/matrices for examples")
+    if missing := sorted(KEYS - matrix.keys()):
+        raise UserError(f"{path} has no matrix.{missing[0]}: see tools/matrices for examples")
+    for cell, configs in matrix.cells.items():
+        if missing := sorted(CELL_KEYS - configs.keys()):
+            raise UserError(f"{path} has no matrix.cells.{cell}.{missing[0]}: set it to a file in {CONFIGS}")
+    # references in the methods are to the runs' configs
+    return OmegaConf.to_container(matrix, resolve=False) | {"name": Path(path).stem}
+
+
+def runs_of(matrix: dict, factors: Mapping[str, float]) -> list[Run]:
+    """List the runs of a matrix, seed by seed, so that all methods get their first results early.
+
+    Args:
+        factors: of the methods' weights; one that has none has that of CLoCKDistill, whose variant it may be.
+    """
+    runs = []
+    for cell in matrix["cells"]:
+        teacher = teacher_of(matrix, cell)
+        methods = {PLAIN: None, **methods_of(matrix, cell)}
+        runs += [teacher] if teacher else []
+        runs += [
+            student_run(matrix, cell, method, seed, factors.get(method, factors.get(FULL, 1.0)), teacher)
+            for seed, method in itertools.product(matrix["seeds"], methods)
+        ]
+    return runs
+
+
+def tuning_runs(matrix: dict) -> list[Run]:
+    """List the runs that choose the factors of the methods' weights.
+
+    Raises:
+        UserError: the matrix has no `tuning`.
+    """
+    if "tuning" not in matrix:
+        raise UserError(f"the matrix {matrix['name']} has no tuning: tune the weights with tools/matrices/street.py")
+    cell, seed, factors = (matrix["tuning"][key] for key in ("cell", "seed", "factors"))
+    trials = matrix | {"data": f"{matrix['data']}_tuning"}
+    teacher = teacher_of(trials, cell)
+    return [
+        student_run(trials, cell, method, seed, factor, teacher, label=f"{method} x{factor}")
+        for method, factor in itertools.product(methods_of(matrix, cell), factors)
+    ]
+
+
+def methods_of(matrix: dict, cell: str) -> dict:
+    return matrix["methods"] | matrix["cells"][cell].get("methods", {})
+
+
+def teacher_of(matrix: dict, cell: str) -> Run | None:
+    teacher = matrix["cells"][cell].get("teacher")
+    overrides = tuple(matrix.get("overrides", ()))
+    return teacher and Run(matrix["data"], cell, TEACHER, **teacher, overrides=overrides)
+
+
+def student_run(
+    matrix: dict, cell: str, method: str, seed: int, factor: float, teacher: Run | None, label: str = ""
+) -> Run:
+    """Describe the run of a method, which differs from the plain student's in its distillation alone."""
+    configs, overrides = matrix["cells"][cell], list(matrix.get("overrides", ()))
+    if teacher:
+        overrides.append(f"train.init_checkpoint={teacher.folder}/model_final.pth")
+    config = configs["student" if method == PLAIN else "distilled"]
+    if method != PLAIN:
+        if teacher:
+            files = dict(config="config.yaml", checkpoint="model_final.pth")
+            overrides += [f"distillation.teacher.{key}={teacher.folder}/{name}" for key, name in files.items()]
+        overrides += distillation_overrides(config, methods_of(matrix, cell)[method], factor)
+    iterations = matrix["iterations"]
+    return Run(matrix["data"], cell, label or method, seed, iterations, config, tuple(overrides), factor, teacher)
+
+
+def distillation_overrides(config: str, method: dict | list, factor: float) -> list[str]:
+    """Turn a method into overrides of a distillation config.
+
+    Args:
+        method: losses to replace the config's, or overrides.
+        factor: of the weights of all losses, or, if the config has `distillation.balance`, of the ratios there.
+    """
+    if isinstance(method, dict):
+        off = [f"distillation.losses.{name}=null" for name in load(config).distillation.losses if name not in method]
+        overrides = [*off, *(f"+distillation.losses.{name}={as_override(loss)}" for name, loss in method.items())]
+    else:
+        overrides = method.copy()
+    if factor != 1:
+        distillation = apply_overrides(load(config), overrides).distillation
+        overrides += [f"distillation.{key}={value * factor:.6g}" for key, value in weights_of(distillation)]
+    return overrides
+
+
+def with_teachers(runs: Sequence[Run]) -> list[Run]:
+    """Put the teachers that runs need before them, and leave out repeated runs."""
+    return list(dict.fromkeys(run for student in runs for run in (student.teacher, student) if run))
+
+
+def load(config: str) -> DictConfig:
+    return execute_config(f"{CONFIGS}/{config}")
+
+
+def weights_of(distillation: DictConfig) -> Iterator[tuple[str, float]]:
+    """Yield key and value of every loss's weights."""
+    if distillation.get("balance"):
+        yield from ((f"balance.{name}", ratio) for name, ratio in distillation.balance.items())
+        return
+    for name, loss in distillation.losses.items():
+        for key in loss or ():
+            if WEIGHT.fullmatch(key):
+                yield f"losses.{name}.{key}", loss[key]
+
+
+def as_override(value: object) -> str:
+    """Write a value of a config, such as a LazyCall, in hydra's syntax."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {as_override(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_override, value)) + "]"
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    return json.dumps(value)
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """Replace environment variables; references within a config, as in `${model.criterion}`, stay."""
+    return [os.path.expandvars(argument) for argument in arguments]

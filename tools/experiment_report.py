@@ -1,0 +1,211 @@
+"""Tables, confidence intervals and bar charts of a matrix of experiments, from the files of its runs."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from clockdistill.config_file import execute_config
+from clockdistill.errors import UserError
+from clockdistill.evaluation.bootstrap import match_detections, resampled_ap
+from clockdistill.evaluation.results import write_json
+from experiment_matrix import PLAIN, TEACHER, Run, methods_of, read_json, with_teachers
+
+PAGE = Path("docs/results.md")
+RESULTS = Path("docs/results")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+RESAMPLES = 1000
+CONFIDENCE = 95  # percent
+
+
+def write_report(matrix: dict, runs: Sequence[Run]) -> str:
+    """Write JSON and chart of a matrix to `docs/results`, and its tables to `docs/results.md`; return the tables.
+
+    What is no longer in the runs' folders is taken from the JSON file of an earlier report.
+
+    Raises:
+        UserError: there are no results, or the page has no place for them.
+    """
+    path = RESULTS / f"{matrix['name']}.json"
+    old = read_json(path) if path.is_file() else dict(runs=[], differences=[])
+    written = {(r["cell"], r["method"], r["seed"]): r for r in old["runs"]}
+    done, results = [], []
+    for run in with_teachers(runs):
+        result = written.get((run.cell, run.method, run.seed))
+        if run.is_done:
+            done.append(run)
+            results.append(describe(run))
+        elif result and result["command"] == run.command:
+            results.append(result)
+    if not results:
+        raise UserError(f"no run of the matrix {matrix['name']} is done: start them with experiments.py run")
+    differences = [d for cell in matrix["cells"] for d in cell_differences(results, cell, done, old["differences"])]
+    text, chart = tables(matrix, results, differences), RESULTS / f"{matrix['name']}.png"
+    picture = f"![{matrix['title']}]({RESULTS.name}/{chart.name})"
+    page = insert(PAGE.read_text(encoding="utf-8"), matrix["name"], f"{text}\n\n{picture}")
+    write_json(dict(matrix=matrix["name"], runs=results, differences=differences), path)
+    plot_bars(matrix, results, chart)
+    PAGE.write_text(page, encoding="utf-8")
+    return text
+
+
+def describe(run: Run) -> dict:
+    record = run.record
+    return dict(
+        cell=run.cell,
+        method=run.method,
+        seed=run.seed,
+        iterations=run.iterations,
+        factor=run.factor,
+        metrics=run.metrics,
+        commit=record["commit"],
+        seconds=round(record["seconds"]),
+        command=record["command"],
+    )
+
+
+def cell_differences(results: Sequence[dict], cell: str, done: Sequence[Run], old: Sequence[dict]) -> Iterator[dict]:
+    """Yield each method's difference from the plain student, over the seeds that both have.
+
+    Args:
+        results: of all runs.
+        done: runs whose detections are on the disk.
+        old: differences of an earlier report, whose intervals are kept where detections are gone.
+    """
+    ap = {(r["method"], r["seed"]): r["metrics"]["AP"] or 0.0 for r in results if r["cell"] == cell}
+    runs = {(run.method, run.seed): run for run in done if run.cell == cell}
+    samples: dict[tuple, np.ndarray] = {}
+    for method in dict.fromkeys(method for method, _ in ap if method not in (PLAIN, TEACHER)):
+        seeds = sorted(seed for m, seed in ap if m == method and (PLAIN, seed) in ap)
+        if not seeds:
+            continue
+        pairs = [(name, seed) for name in (PLAIN, method) for seed in seeds]
+        interval = None
+        if runs.keys() >= set(pairs):
+            for pair in pairs:
+                if pair not in samples:
+                    samples[pair] = resample(runs[pair])
+            interval = bootstrap_interval(*(np.stack([samples[n, seed] for seed in seeds]) for n in (method, PLAIN)))
+        values = [ap[method, seed] - ap[PLAIN, seed] for seed in seeds]
+        difference = dict(cell=cell, method=method, seeds=seeds, AP=values, interval=interval, resamples=RESAMPLES)
+        kept = [d for d in old if (d["cell"], d["method"], d["seeds"], d["AP"]) == (cell, method, seeds, values)]
+        yield kept[0] if interval is None and kept else difference
+
+
+def resample(run: Run) -> np.ndarray:
+    """AP (RESAMPLES,) on images drawn with replacement, the same ones for all runs with the same test set.
+
+    Raises:
+        UserError: the detections are not those of the run's AP.
+    """
+    evaluation = match_detections(annotations_of(run), read_json(run.folder / "coco_instances_results.json"))
+    images = len(evaluation.params.imgIds)
+    weights = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), RESAMPLES)
+    ap, *resampled = resampled_ap(evaluation, np.vstack([np.ones(images, int), weights]))
+    if abs(ap - (run.metrics["AP"] or 0.0)) > 1e-6:
+        raise UserError(f"the detections in {run.folder} have AP {ap:.3f} and not that of its results.json: remove it")
+    return np.array(resampled)
+
+
+def annotations_of(run: Run) -> str:
+    """Return the file with the annotations that a run was evaluated with."""
+    written = next(run.folder.glob("*_coco_format.json"), None)
+    if written:
+        return str(written)
+    name = execute_config(str(run.folder / "config.yaml")).dataloader.test.dataset.names
+    return name.split(":")[1]
+
+
+def bootstrap_interval(method: np.ndarray, plain: np.ndarray) -> tuple[float, float]:
+    """Percentile interval of the mean difference, over seeds and images drawn with replacement.
+
+    Args:
+        method, plain: AP (S, B) of S seeds on B resamples of the images.
+    """
+    differences = method - plain
+    seeds = np.random.default_rng(0).integers(len(differences), size=differences.shape)
+    means = np.take_along_axis(differences, seeds, 0).mean(0)
+    tail = (100 - CONFIDENCE) / 2
+    low, high = np.nanpercentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def tables(matrix: dict, results: Sequence[dict], differences: Sequence[dict]) -> str:
+    """Format a table of metrics and one of classes for each cell, as mean ± sample standard deviation over seeds."""
+    parts = []
+    for cell in matrix["cells"]:
+        rows = methods_in_order(matrix, cell, results)
+        if not rows:
+            continue
+        gains = {d["method"]: d for d in differences if d["cell"] == cell}
+        main = [
+            [method, len(metrics), *(mean_std(metrics, name) for name in METRICS), gain(gains.get(method))]
+            for method, metrics in rows.items()
+        ]
+        headers = ["method", "runs", *METRICS, f"difference in AP [{CONFIDENCE} %]"]
+        classes = [name for name in next(iter(rows.values()))[0] if name.startswith("AP-")]
+        by_class = [[method, *(mean_std(metrics, name) for name in classes)] for method, metrics in rows.items()]
+        parts += [f"**{matrix['title']}, {cell}**", markdown(main, headers)]
+        parts += [markdown(by_class, ["method", *classes])] if classes else []
+    return "\n\n".join(parts)
+
+
+def methods_in_order(matrix: dict, cell: str, results: Sequence[dict]) -> dict[str, list[dict]]:
+    """Return the metrics of each method's runs."""
+    order = [TEACHER, PLAIN, *methods_of(matrix, cell)]
+    found = {m: [r["metrics"] for r in results if (r["cell"], r["method"]) == (cell, m)] for m in order}
+    return {method: metrics for method, metrics in found.items() if metrics}
+
+
+def mean_std(metrics: Sequence[dict], name: str) -> str:
+    """Format mean ± sample standard deviation; "-" if a run lacks the metric."""
+    values = [m.get(name) for m in metrics]
+    if None in values:
+        return "-"
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def gain(difference: dict | None) -> str:
+    if difference is None:
+        return ""
+    mean = f"{statistics.mean(difference['AP']):+.1f}"
+    return mean if difference["interval"] is None else f"{mean} [{{:+.1f}}, {{:+.1f}}]".format(*difference["interval"])
+
+
+def markdown(rows: Sequence[Sequence], headers: Sequence[str]) -> str:
+    alignment = ("left", *("right" for _ in headers[1:]))
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=alignment)
+
+
+def insert(page: str, name: str, text: str) -> str:
+    """Replace what is between the comments `<!-- NAME -->` and `<!-- end of NAME -->`.
+
+    Raises:
+        UserError: they are not there.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = page.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        raise UserError(f"{PAGE} has no place for the results: add the lines {start} and {end}")
+    return f"{before}{start}\n\n{text}\n\n{end}{after}"
+
+
+def plot_bars(matrix: dict, results: Sequence[dict], path: Path) -> None:
+    """Plot the mean AP of each method, with its standard deviation, in one panel per cell."""
+    cells = {cell: rows for cell in matrix["cells"] if (rows := methods_in_order(matrix, cell, results))}
+    height = 0.8 + 0.26 * max(map(len, cells.values()))
+    figure = Figure(figsize=(1.2 + 3.2 * len(cells), height), dpi=150, facecolor="white", layout="constrained")
+    for axes, (cell, rows) in zip(figure.subplots(1, len(cells), squeeze=False)[0], cells.items(), strict=True):
+        ap = [[m["AP"] or 0.0 for m in metrics] for metrics in rows.values()]
+        deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in ap]
+        colors = ["#C9CED6" if method in (TEACHER, PLAIN) else "#3B6FB6" for method in rows]
+        axes.barh(list(rows), [statistics.mean(values) for values in ap], xerr=deviations, color=colors, capsize=3)
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(title=cell, xlabel="AP")
+    figure.savefig(path)

@@ -1,0 +1,247 @@
+#!/usr/bin/env python
+"""Train a matrix of methods, families and seeds, and compare them.
+
+tools/experiments.py run tools/matrices/street.py --jobs 2             train what is missing, resume what was stopped
+tools/experiments.py run tools/matrices/*.py --only method=fgd seed=0  a part of it
+tools/experiments.py status tools/matrices/street.py                   AP of each run that is done, and the time left
+tools/experiments.py report tools/matrices/street.py                   tables in docs/results.md, JSON and a bar chart
+tools/experiments.py tune tools/matrices/street.py                     choose each method's weights, for all matrices
+
+Each run is one call of train_net.py, in output/experiments. Data are in $DETECTRON2_DATASETS, as in training.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from clockdistill.engine.arguments import natural
+from clockdistill.errors import UserError
+from clockdistill.evaluation.results import write_json
+from experiment_matrix import (
+    FACTORS,
+    RECORD,
+    TRAIN_NET,
+    Run,
+    expand,
+    load_matrix,
+    read_json,
+    runs_of,
+    tuning_runs,
+    with_teachers,
+)
+from experiment_report import write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+CONSOLE = "console.txt"  # what train_net.py prints
+POLL_SECONDS = 0.5
+
+START = time.monotonic()
+
+
+def clock(seconds: float) -> str:
+    minutes = int(seconds) // 60
+    return f"{minutes // 60}:{minutes % 60:02d}"
+
+
+def announce(text: str) -> None:
+    print(f"[{clock(time.monotonic() - START)}] {text}", flush=True)
+
+
+def execute(runs: Sequence[Run], jobs: int) -> list[Run]:
+    """Train what is not done, `jobs` runs at a time, and return the runs that failed or whose teacher did.
+
+    When this process is told to stop, the runs save a checkpoint, from which the next call resumes them.
+    """
+    runs = with_teachers(runs)
+    waiting, failed = [run for run in runs if not run.is_done], []
+    running: dict[Run, tuple[subprocess.Popen, float]] = {}
+    commit = current_commit()
+    announce(f"{len(runs) - len(waiting)} of {len(runs)} runs are done{left(runs, jobs)}")
+    try:
+        while waiting or running:
+            for run in [run for run in waiting if run.teacher in failed]:
+                waiting.remove(run)
+                failed.append(run)
+            ready = [run for run in waiting if not run.teacher or run.teacher.is_done]
+            for run in ready[: jobs - len(running)]:
+                waiting.remove(run)
+                running[run] = start(run, jobs, commit), time.monotonic()
+            for run, (process, begin) in list(running.items()):
+                if process.poll() is not None:
+                    del running[run]
+                    finish(run, process.returncode, time.monotonic() - begin)
+                    failed += [] if run.is_done else [run]
+                    announce(f"{run}: {outcome(run)}{left(runs, jobs)}")
+            time.sleep(POLL_SECONDS)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for run, (process, begin) in running.items():
+            finish(run, process.wait(), time.monotonic() - begin)
+            announce(f"{run}: {outcome(run) if run.is_done else f'stopped at {run.progress:.0%}'}")
+    return failed
+
+
+def start(run: Run, jobs: int, commit: str) -> subprocess.Popen:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    record = dict(command=run.command, commit=commit, seconds=run.record.get("seconds", 0.0), done=False)
+    write_json(record, run.folder / RECORD)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with open(run.folder / CONSOLE, "w", encoding="utf-8") as console:
+        return subprocess.Popen(
+            [sys.executable, TRAIN_NET, *expand(run.arguments)],
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which stops the runs
+        )
+
+
+def finish(run: Run, status: int, seconds: float) -> None:
+    """Record the time of a run that has ended, and, if it is done, remove what it would be resumed from."""
+    record = run.record
+    record.update(seconds=record["seconds"] + seconds, done=status == 0)
+    write_json(record, run.folder / RECORD)
+    if record["done"]:
+        for checkpoint in run.folder.glob("model_[0-9]*.pth"):
+            checkpoint.unlink()
+
+
+def outcome(run: Run) -> str:
+    if run.is_done:
+        return f"AP {run.metrics['AP'] or 0:.1f}, {run.record['seconds'] / 60:.1f} minutes"
+    printed = (run.folder / CONSOLE).read_text(encoding="utf-8", errors="replace").splitlines()
+    return f"failed, see {run.folder / CONSOLE}: {printed[-1] if printed else 'it printed nothing'}"
+
+
+def current_commit() -> str:
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return git.stdout.strip() or "unknown"
+
+
+def seconds_left(runs: Sequence[Run], jobs: int) -> float | None:
+    """Estimate the time that runs still take from that of similar ones that are done; None if none is."""
+    done = [run for run in runs if run.is_done]
+    if not done:
+        return None
+
+    def speed(run: Run) -> float:
+        """Seconds per iteration."""
+        alike = [other for other in done if (other.data, other.cell, other.method) == (run.data, run.cell, run.method)]
+        alike = alike or [other for other in done if (other.data, other.cell) == (run.data, run.cell)] or done
+        return sum(other.record["seconds"] for other in alike) / sum(other.iterations for other in alike)
+
+    return sum(speed(run) * run.iterations * (1 - run.progress) for run in runs) / jobs
+
+
+def left(runs: Sequence[Run], jobs: int) -> str:
+    seconds = seconds_left(runs, jobs)
+    remaining = sum(not run.is_done for run in runs)
+    return f"; {remaining} left{'' if seconds is None else f', about {clock(seconds)} h'}" if remaining else ""
+
+
+def status_table(runs: Sequence[Run]) -> str:
+    """Show the AP of each run that is done, and the progress of each that was started."""
+    seeds = sorted({run.seed for run in runs})
+    rows: dict[tuple, dict[int, str]] = {}
+    for run in runs:
+        state = f"{run.metrics['AP'] or 0:.1f}" if run.is_done else f"{run.progress:.0%}" if run.record else ""
+        rows.setdefault((run.data, run.cell, run.method), {})[run.seed] = state
+    cells = [[*key, *(states.get(seed, "") for seed in seeds)] for key, states in rows.items()]
+    headers = ["data", "family", "method", *(f"seed {seed}" for seed in seeds)]
+    return tabulate(cells, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def choose_factors(runs: Sequence[Run]) -> dict[str, dict]:
+    """Return each method's factor with the highest AP, and the AP of all, by the method's name."""
+    trials: dict[str, dict[float, float]] = {}
+    for run in runs:
+        trials.setdefault(run.method.rpartition(" x")[0], {})[run.factor] = run.metrics["AP"] or 0.0
+    return {method: dict(factor=max(ap, key=ap.get), AP=ap) for method, ap in trials.items()}
+
+
+def read_factors() -> dict[str, dict]:
+    return read_json(FACTORS) if FACTORS.is_file() else {}
+
+
+def select(runs: Sequence[Run], only: Sequence[tuple[str, str]]) -> list[Run]:
+    """Return the runs with one of the values that are given for each key."""
+
+    def matches(run: Run, key: str) -> bool:
+        value = str(getattr(run, key)).partition(" x")[0]
+        return value in [wanted for k, wanted in only if k == key]
+
+    selected = [run for run in runs if all(matches(run, key) for key, _ in only)]
+    if not selected:
+        condition = " ".join(map("=".join, only))
+        raise UserError(f"no run has {condition}: status lists the runs of a matrix")
+    return selected
+
+
+def condition(text: str) -> tuple[str, str]:
+    """`cell=…`, `method=…` or `seed=…`."""
+    parts = re.fullmatch("(cell|method|seed)=(.+)", text)
+    if not parts:
+        raise argparse.ArgumentTypeError(f"{text} is not cell=NAME, method=NAME or seed=NUMBER")
+    return parts[1], parts[2]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | status | report | tune")
+    for name in ("run", "status", "report", "tune"):
+        command = commands.add_parser(name)
+        command.add_argument("matrices", nargs="+", type=Path, metavar="MATRIX", help="file in tools/matrices")
+        if name != "report":
+            command.add_argument("--jobs", type=natural, default=2, help="runs at a time (default: %(default)s)")
+            command.add_argument(
+                "--only", nargs="+", type=condition, default=[], metavar="KEY=VALUE", help="cell, method or seed"
+            )
+    args = parser.parse_args()
+    paths = [str(path.absolute()) for path in args.matrices]
+    datasets = os.environ.get("DETECTRON2_DATASETS") or ROOT / "datasets"
+    os.environ["DETECTRON2_DATASETS"] = str(Path(datasets).expanduser().absolute())
+    os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        return act(args, [load_matrix(path) for path in paths])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def act(args: argparse.Namespace, matrices: Sequence[dict]) -> int:
+    """Carry out a command and return the exit status."""
+    factors = {method: chosen["factor"] for method, chosen in read_factors().items()}
+    if args.command == "report":
+        for matrix in matrices:
+            print(write_report(matrix, runs_of(matrix, factors)), end="\n\n")
+        return 0
+    tuning = args.command == "tune"
+    runs = [run for matrix in matrices for run in (tuning_runs(matrix) if tuning else runs_of(matrix, factors))]
+    runs = select(runs, args.only)
+    if args.command == "status":
+        print(f"{status_table(with_teachers(runs))}\n\n{len(runs)} runs{left(with_teachers(runs), args.jobs)}")
+        return 0
+    if failed := execute(runs, args.jobs):
+        print("error: these runs failed: " + ", ".join(map(str, failed)), file=sys.stderr)
+        return 1
+    if tuning:
+        chosen = choose_factors(runs)
+        write_json(dict(sorted((read_factors() | chosen).items())), FACTORS)
+        print(tabulate([(m, c["factor"]) for m, c in chosen.items()], ["method", "factor"], tablefmt="pipe"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

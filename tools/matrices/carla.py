@@ -1,0 +1,27 @@
+"""All methods on frames of the CARLA simulator, 640x380, at half their size: three towns to train, a fourth to test."""
+
+from .methods import methods
+
+matrix = dict(
+    title="CARLA",
+    data="carla",
+    seeds=[0, 1, 2],
+    iterations=400,
+    overrides=[
+        "model.num_classes=5",
+        "dataloader.train.dataset.names=coco:$DETECTRON2_DATASETS/carla/train.json",
+        "dataloader.test.dataset.names=coco:$DETECTRON2_DATASETS/carla/val.json",
+        "dataloader.train.mapper.augmentations.3.short_edge_length=[174,190,206]",
+        "dataloader.train.mapper.augmentations.3.max_size=360",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=190",
+        "dataloader.test.mapper.augmentations.0.max_size=320",
+    ],
+    methods=methods,
+    cells=dict(
+        dino=dict(
+            teacher=dict(config="dino/dino_r18_small_custom.py", iterations=1500, seed=0),
+            student="dino/dino_r18_tiny_custom.py",
+            distilled="dino/dino_r18_small_to_tiny_custom.py",
+        ),
+    ),
+)
