@@ -15,8 +15,9 @@ class PointsLoss(LogitLoss):
     """Base class of the losses of one group of distillation points, returned by `queries` as `points`.
 
     On every decoder layer, each point has the weighted sum of the divergence of the class scores, L1 and GIoU. The
-    foreground rebalancing weight of a point is the teacher's highest class score. The sum is divided by that of the
-    weights. The scores are sigmoids, so their divergence is the sum of the Bernoulli divergences of the classes.
+    foreground rebalancing weight of a point is the teacher's highest class score. The sum over points is divided by
+    that of the weights, as in `TargetAwareLogitLoss` but not in the summaries. The scores are sigmoids, so their
+    divergence is the sum of the Bernoulli divergences of the classes.
     """
 
     def normalizer(self, teacher: Outputs, targets: Targets) -> Tensor:
