@@ -40,7 +40,7 @@ def test_the_documented_loss_is_added_by_an_override(tmp_path, cosine):
     student.backbone.eval()
     memories = [model.encode(model.preprocess(batch)) for model in (hook.teacher, student)]
     (loss,) = [loss for name, loss in hook.losses.items() if name == "cosine"]
-    alone = loss(*(Outputs(memory, None, None) for memory in memories), None)["memory"]
+    alone = loss(*(Outputs(memory) for memory in memories), None)["memory"]
     pairs = [memory.tokens[~memory.padding_mask] for memory in memories]
     cosines = [(a @ b / (a.norm() * b.norm())).item() for a, b in zip(*pairs, strict=True)]
     assert alone.item() == pytest.approx(0.5 * (1 - sum(cosines) / len(cosines)), rel=1e-4)

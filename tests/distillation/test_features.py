@@ -26,7 +26,7 @@ from helpers.distillation import (
 )
 from helpers.models import add_noise, random_batch, tiny, tiny_config
 
-METHODS = LazyConfig.load(str(CONFIGS / "common/methods.py"))
+METHODS = {name: LazyConfig.load(str(CONFIGS / "common/methods.py"))[name] for name in ("fitnets", "fgd", "mgd")}
 SIZES = ((128, 192), (64, 96))
 TARGETS = random_targets(3)
 

@@ -195,8 +195,9 @@ def test_the_teachers_outputs_are_those_of_a_pass_over_all_queries(tmp_path, var
         memory = teacher.encode(teacher.preprocess(batch))
         objects = teacher.propose(memory)
         joint = teacher.decode(memory, Queries.cat([objects, queries]))
-    expected = Outputs(memory, *joint.split([len(objects), len(queries)]))
-    actual = hook.forward_teacher(batch, queries)
+    object_predictions, target_predictions = joint.split([len(objects), len(queries)])
+    expected = Outputs(memory, object_predictions, {"targets": target_predictions})
+    _, actual = hook.forward_teacher(batch, teacher.targets(batch))
     for name in ("object_predictions", "target_predictions"):
         torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(actual.memory.tokens, memory.tokens, rtol=0, atol=0)
@@ -378,7 +379,7 @@ def test_a_student_that_encodes_boxes_gets_no_positions(tmp_path):
     hook = make_hook(student, save_teacher(tmp_path, "deformable_detr"), embedding="random")
     queries = hook.embedding(student.targets(random_batch()))
     assert queries.position is not None
-    assert hook.query_adapter(queries).position is None
+    assert hook.query_adapter.adapt(queries).position is None
 
 
 def test_a_teacher_without_denoising_has_no_label_embedding(tmp_path):

@@ -22,7 +22,7 @@ def make_targets(counts=(3, 1)):
 
 
 def outputs_of(predictions):
-    return Outputs(None, None, predictions)
+    return Outputs(extra_predictions={"targets": predictions})
 
 
 @pytest.mark.parametrize("weight_by_confidence", [True, False])
@@ -116,7 +116,7 @@ def test_the_loss_is_zero_if_student_and_teacher_are_equal(variant):
         memory = model.encode(model.preprocess(batch))
         objects = model.decode(memory, model.propose(memory))
         decoded = model.decode(memory, TargetEmbedding(model)(targets))
-    outputs = Outputs(memory, objects, decoded)
+    outputs = Outputs(memory, objects, {"targets": decoded})
     for loss in (TargetAwareLogitLoss(**WEIGHTS), MatchedLogitLoss(HungarianMatcher(2, 5, 2), **WEIGHTS)):
         for name, value in loss(outputs, outputs, targets).items():
             assert value.item() == pytest.approx(0, abs=1e-5), name

@@ -65,7 +65,7 @@ def random_targets(seed):
 
 
 def outputs_of(memory):
-    return Outputs(memory, None, None)
+    return Outputs(memory)
 
 
 def weights_by_loop(valid, shapes, targets):

@@ -7,20 +7,37 @@ from torch.nn.parallel import DistributedDataParallel
 from clockdistill.distillation import (
     FGDLoss,
     FitNetsLoss,
+    GeneralPointsLoss,
+    HungarianLogitLoss,
     MatchedLogitLoss,
     MemoryLoss,
     MGDLoss,
     PlainFeatureLoss,
+    QueryPriorLoss,
+    SpecificPointsLoss,
+    TargetAwareFeatureLoss,
     TargetAwareLogitLoss,
 )
 from clockdistill.engine import Trainer
-from clockdistill.modeling import HungarianMatcher
+from clockdistill.modeling import HungarianMatcher, Queries
 from helpers.distillation import WEIGHTS, make_hook
-from helpers.models import add_noise, random_batch, tiny_config
+from helpers.models import add_noise, random_batch, random_queries, tiny_config
 
 # every second pair has the same padded size, and numbers of objects differ
 SIZES = ((96, 128), (64, 128), (96, 128), (96, 112)) * 2
 COUNTS = (3, 0, 1, 5, 0, 0, 2, 1)
+
+
+class FixedPointsLoss(GeneralPointsLoss):
+    """With the same points for every image, because random ones depend on the division."""
+
+    def queries(self, teacher, memory, objects, targets):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            points = random_queries(teacher, torch.zeros(1, self.num_points, dtype=torch.bool))
+        size = len(targets), -1, -1
+        position = None if points.position is None else points.position.expand(size)
+        return {"points": Queries(points.content.expand(size), points.reference.expand(size), position=position)}
 
 
 def step_gradients(variant, teacher=None, embedding="random", rank=0, world=1, accumulate=1, images=8, **options):
@@ -52,6 +69,11 @@ def step_gradients(variant, teacher=None, embedding="random", rank=0, world=1, a
             "fgd": FGDLoss(1e-2, 1e-2, 1e-2, 1e-4, temperature=0.5),
             # the cells that are masked depend on the division
             "mgd": MGDLoss(1e-4, mask_ratio=0.0),
+            "general": FixedPointsLoss(num_points=5, **WEIGHTS),
+            "specific": SpecificPointsLoss(**WEIGHTS),
+            "hungarian": HungarianLogitLoss(**WEIGHTS),
+            "masked": TargetAwareFeatureLoss(1.0, num_queries=10),
+            "prior": QueryPriorLoss(1.0),
         }
         hooks = [make_hook(student, teacher, losses, embedding, balance=balance)]
         for parameter in hooks[0].parameters():

@@ -58,7 +58,7 @@ def test_target_queries_change_neither_losses_nor_object_queries(variant):
         torch.manual_seed(0)
         expected = model(batch)
         torch.manual_seed(0)
-        losses, outputs = model(batch, target_queries=target_queries, with_outputs=True)
+        losses, outputs = model(batch, extra_queries={"targets": target_queries}, with_outputs=True)
         objects = model.decode(outputs.memory, model.propose(outputs.memory))
         alone = model.decode(outputs.memory, target_queries)
     torch.testing.assert_close(losses, expected, **CLOSE)

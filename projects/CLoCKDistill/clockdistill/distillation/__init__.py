@@ -1,8 +1,10 @@
 """Knowledge distillation: the losses, the target queries and the trainer hook."""
 
 from .base import DistillationLoss
+from .detrdistill import HungarianLogitLoss, QueryPriorLoss, TargetAwareFeatureLoss
 from .features import FGDLoss, FitNetsLoss, MGDLoss
 from .hook import DistillationHook
+from .kd_detr import GeneralPointsLoss, SpecificPointsLoss
 from .logits import MatchedLogitLoss, TargetAwareLogitLoss
 from .memory import MemoryLoss, PlainFeatureLoss
 
@@ -11,9 +13,14 @@ __all__ = [
     "DistillationLoss",
     "FGDLoss",
     "FitNetsLoss",
+    "GeneralPointsLoss",
+    "HungarianLogitLoss",
     "MGDLoss",
     "MatchedLogitLoss",
     "MemoryLoss",
     "PlainFeatureLoss",
+    "QueryPriorLoss",
+    "SpecificPointsLoss",
+    "TargetAwareFeatureLoss",
     "TargetAwareLogitLoss",
 ]

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..modeling import Detector, Outputs, Targets
+from ..modeling import Detector, Memory, Outputs, Queries, Targets
 
 
 class DistillationLoss(nn.Module):
@@ -16,7 +16,8 @@ class DistillationLoss(nn.Module):
             same order. If they share no stride but have equally many levels, it gets all of them, paired in order;
             otherwise training does not start.
         requires_targets: the loss gets `Outputs.target_predictions` of both models.
-        requires_objects: the loss gets `Outputs.object_predictions` of both models.
+        requires_objects: the loss gets `Outputs.object_predictions` of both models, and `Outputs.object_content` of the
+            teacher.
         num_levels: number of levels on which the memories are compared; the hook sets it before it calls `build`.
     """
 
@@ -27,6 +28,30 @@ class DistillationLoss(nn.Module):
 
     def build(self, teacher: Detector, student: Detector) -> None:
         """Create parameters whose shapes depend on the two models. Called once, before training."""
+
+    def queries(
+        self, teacher: Detector, memory: Memory, objects: Queries | None, targets: Targets
+    ) -> dict[str, Queries]:
+        """Return groups of queries, by name, for the decoders of both models.
+
+        The loss gets the predictions of both models in `Outputs.extra_predictions`. A group attends to itself alone.
+        The student gets it in its own width. Draw random numbers from torch's global generator, which the trainer seeds
+        in every step.
+
+        Args:
+            memory: the teacher's, with all its levels.
+            objects: the teacher's object queries, if the loss requires objects. Return them to let the student decode
+                them too; the teacher decodes them once.
+
+        Returns:
+            queries of the teacher's width, with the positions that it needs; none by default.
+        """
+        return {}
+
+    @property
+    def makes_queries(self) -> bool:
+        """Whether the class overrides `queries`."""
+        return type(self).queries is not DistillationLoss.queries
 
     def normalizer(self, teacher: Outputs, targets: Targets) -> Tensor | None:
         """Return what `forward` divides by, such as the number of objects or cells in the batch.
@@ -48,10 +73,13 @@ class DistillationLoss(nn.Module):
         """
         raise NotImplementedError
 
-    def select(self, outputs: Outputs) -> Outputs:
-        """Return only the outputs that the loss requires."""
+    def select(self, outputs: Outputs, name: str) -> Outputs:
+        """Return only the outputs that the loss requires, given its name in the config."""
+        groups = {"targets": "targets"} if self.requires_targets else {}
+        groups |= {key: key.removeprefix(f"{name}.") for key in outputs.extra_predictions if key.startswith(f"{name}.")}
         return Outputs(
             outputs.memory if self.requires_memory else None,
             outputs.object_predictions if self.requires_objects else None,
-            outputs.target_predictions if self.requires_targets else None,
+            {group: outputs.extra_predictions[key] for key, group in groups.items()},
+            outputs.object_content if self.requires_objects else None,
         )

@@ -100,10 +100,12 @@ class DistillationHook(HookBase):
             self.embedding = make_embedding(embedding, self.teacher)
             self.calibration = calibration if embedding == "calibrated" else None
             self.calibration_path = calibration_path(teacher["checkpoint"])
+        shares_queries = self.requires_targets or any(loss.makes_queries for loss in losses.values())
+        if shares_queries:
             self.modules["query_adapter"] = QueryAdapter(self.teacher, student)
         self.modules.to(student.device)
         self.losses = {name: wrap_ddp(loss) for name, loss in losses.items()}
-        self.query_adapter = wrap_ddp(self.modules["query_adapter"]) if self.requires_targets else None
+        self.query_adapter = wrap_ddp(self.modules["query_adapter"]) if shares_queries else None
 
     def before_train(self) -> None:
         self.trainer.set_loss_function(self.step_losses)
@@ -152,8 +154,7 @@ class DistillationHook(HookBase):
         """
         student: Detector = getattr(model, "module", model)
         targets = student.joint_targets(batches)
-        queries = [self.embedding(t) if self.requires_targets else None for t in targets]
-        outputs = [self.forward_teacher(*inputs) for inputs in zip(batches, queries, strict=True)]
+        queries, outputs = map(list, zip(*map(self.forward_teacher, batches, targets), strict=True))
         normalizers = self.normalizers(outputs, targets)
         modules = [model, self.query_adapter, *self.losses.values()]
         for index, part in enumerate(zip(batches, targets, queries, strict=True)):
@@ -173,13 +174,13 @@ class DistillationHook(HookBase):
         model: nn.Module,
         data: list[dict],
         targets: Targets,
-        teacher_queries: Queries | None,
+        teacher_queries: Mapping[str, Queries],
         teacher_outputs: Outputs,
         normalizers: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """Return the student's own losses for a batch, and the terms of each distillation loss."""
-        student_queries = None if teacher_queries is None else self.query_adapter(teacher_queries)
-        losses, student_outputs = model(data, targets=targets, target_queries=student_queries, with_outputs=True)
+        student_queries = self.query_adapter(teacher_queries) if teacher_queries else {}
+        losses, student_outputs = model(data, targets=targets, extra_queries=student_queries, with_outputs=True)
         if self.requires_memory:
             student_memory = student_outputs.memory.select(self.student_levels)
             student_outputs = replace(student_outputs, memory=student_memory)
@@ -188,7 +189,7 @@ class DistillationHook(HookBase):
             select = self.modules["losses"][name].select
             normalizer = [normalizers[name]] if name in normalizers else []
             with explain_missing_output(name):
-                values = loss(select(teacher_outputs), select(student_outputs), targets, *normalizer)
+                values = loss(select(teacher_outputs, name), select(student_outputs, name), targets, *normalizer)
             if not isinstance(values, dict) or any(value.dim() for value in values.values()):
                 raise UserError(f"distillation.losses.{name} must return scalar losses by name, as in {{'name': loss}}")
             terms[name] = values
@@ -200,25 +201,63 @@ class DistillationHook(HookBase):
         normalizers = {}
         for name, loss in self.modules["losses"].items():
             with explain_missing_output(name):
-                values = [loss.normalizer(loss.select(o), t) for o, t in zip(outputs, targets, strict=True)]
+                values = [loss.normalizer(loss.select(o, name), t) for o, t in zip(outputs, targets, strict=True)]
             if values[0] is not None:
                 normalizers[name] = average_over_ranks(torch.stack([value.float() for value in values]).mean(0))
         return normalizers
 
     # not in inference mode, because autograd saves the teacher's outputs for the backward pass of the losses
     @torch.no_grad()
-    def forward_teacher(self, data: list[dict], target_queries: Queries | None) -> Outputs:
-        """Run the teacher on the student's batch, as far as the losses require its outputs."""
+    def forward_teacher(self, data: list[dict], targets: Targets) -> tuple[dict[str, Queries], Outputs]:
+        """Run the teacher on the student's batch, as far as the losses require its outputs.
+
+        Returns:
+            the extra queries for both decoders: `targets`, and `<name of the loss>.<group>`.
+            the teacher's outputs.
+        """
         teacher = self.teacher
         memory = teacher.encode(teacher.preprocess(data))
-        objects = teacher.decode(memory, teacher.propose(memory)) if self.requires_objects else None
-        targets = teacher.decode(memory, target_queries) if target_queries is not None else None
-        return Outputs(memory.select(self.teacher_levels) if self.requires_memory else None, objects, targets)
+        objects = teacher.propose(memory) if self.requires_objects else None
+        extra = {"targets": self.embedding(targets)} if self.requires_targets else {}
+        for name, loss in self.modules["losses"].items():
+            made = loss.queries(teacher, memory, objects if loss.requires_objects else None, targets)
+            if None in made.values():
+                raise UserError(
+                    f"distillation.losses.{name} returns object queries that it does not require: set requires_objects "
+                    "of its class to True"
+                )
+            extra |= {f"{name}.{group}": queries for group, queries in made.items()}
+        # groups that are the object queries need no second pass
+        own = {"objects": objects} if objects is not None else {}
+        groups = own | {name: queries for name, queries in extra.items() if queries is not objects}
+        with record_content(teacher) as content:
+            predictions = teacher.decode_groups(memory, groups) if groups else {}
+        return extra, Outputs(
+            memory.select(self.teacher_levels) if self.requires_memory else None,
+            predictions.get("objects"),
+            {name: predictions[name if name in groups else "objects"] for name in extra},
+            torch.stack(content)[:, :, : len(objects)] if objects is not None else None,
+        )
 
 
 def build_loss(name: str, config: Mapping | DistillationLoss) -> DistillationLoss:
     """Instantiate a loss, which Detectron2 does not do for values of a dictionary."""
     return build(config, f"distillation.losses.{name}")
+
+
+@contextlib.contextmanager
+def record_content(detector: Detector) -> Iterator[list[Tensor]]:
+    """Record the content of the queries (B, Q, C) after each decoder layer, in the list that is returned."""
+    content: list[Tensor] = []
+    handles = [
+        layer.register_forward_hook(lambda module, inputs, output: content.append(output))
+        for layer in detector.decoder.layers
+    ]
+    try:
+        yield content
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

@@ -57,19 +57,19 @@ class LogitLoss(DistillationLoss):
         self.temperature = temperature
         self.weight_by_confidence = weight_by_confidence
 
-    def weights(self, teacher: Predictions, valid: Tensor) -> Tensor:
+    def weights(self, teacher: Predictions, valid: Tensor | bool = True) -> Tensor:
         """Return the weights (E, B, Q) of queries, given which have a loss, (B, Q) or (E, B, Q)."""
         confidence = at_least_float32(teacher.logits).sigmoid().amax(-1)
         return (confidence if self.weight_by_confidence else torch.ones_like(confidence)) * valid
 
     def compare(
-        self, teacher: Predictions, student: Predictions, valid: Tensor, normalizer: Tensor
+        self, teacher: Predictions, student: Predictions, valid: Tensor | bool, normalizer: Tensor
     ) -> dict[str, Tensor]:
         """
         Args:
             teacher, student: predictions for the same queries. Of the teacher's layers, as many are compared as the
                 student has.
-            valid: (B, Q) or (E, B, Q), False on queries without a loss.
+            valid: (B, Q) or (E, B, Q), False on queries without a loss; True if all have one.
             normalizer: (teacher's layers,), sum of the weights.
         """
         num_layers = len(student.logits)

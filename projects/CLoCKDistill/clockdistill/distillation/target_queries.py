@@ -1,5 +1,6 @@
 """Queries made from the ground truth, for teacher and student alike (arXiv:2502.10683, Sec. 3.3)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -69,7 +70,7 @@ def make_embedding(source: str, teacher: Detector) -> TargetEmbedding:
 
 
 class QueryAdapter(nn.Module):
-    """Maps the teacher's target queries to the student's width, with a position if the student needs one."""
+    """Maps groups of the teacher's queries to the student's width, with positions if the student needs them."""
 
     def __init__(self, teacher: Detector, student: Detector):
         super().__init__()
@@ -82,7 +83,10 @@ class QueryAdapter(nn.Module):
         elif self.needs_position and not same_width:
             self.position = nn.Linear(teacher.embed_dim, student.embed_dim)
 
-    def forward(self, queries: Queries) -> Queries:
+    def forward(self, groups: Mapping[str, Queries]) -> dict[str, Queries]:
+        return {name: self.adapt(queries) for name, queries in groups.items()}
+
+    def adapt(self, queries: Queries) -> Queries:
         content, position = queries.content, queries.position
         if self.content is not None:
             content = self.content(content)

@@ -69,6 +69,10 @@ class SetCriterion:
         total = torch.stack([(~targets.padding).sum() for targets in parts]).sum().float()
         return average_over_ranks(total).clamp(min=1) / len(parts)
 
+    def num_objects(self, targets: Targets) -> Tensor:
+        """Return what the losses of a batch are divided by."""
+        return self.joint_normalizer([targets]) if targets.num_objects is None else targets.num_objects
+
     def __call__(
         self,
         predictions: Predictions,
@@ -90,8 +94,7 @@ class SetCriterion:
         """
         layers = len(predictions.logits)
         per_layer = self.matcher(predictions, targets) if matches is None else [matches] * layers
-        num_objects = self.joint_normalizer([targets]) if targets.num_objects is None else targets.num_objects
-        normalizer = num_objects * repeats
+        normalizer = self.num_objects(targets) * repeats
         losses = {}
         for layer, (logits, boxes) in enumerate(zip(*predictions, strict=True)):
             name = suffix if layer == layers - 1 else f"{suffix}_{layer}"

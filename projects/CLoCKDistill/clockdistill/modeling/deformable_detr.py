@@ -62,10 +62,7 @@ class DeformableDETR(Detector):
     def propose(self, memory: Memory) -> Queries:
         """Return object queries: learned ones, or the encoded boxes of the best-scored cells."""
         if not self.two_stage:
-            position, content = self.query_embedding.weight.expand(memory.tokens.shape[0], -1, -1).chunk(2, -1)
-            # in half precision neighboring points would be pixels apart
-            points = self.reference_points(position).float().sigmoid()
-            return Queries(content, torch.cat((points, torch.full_like(points, 0.5)), -1), position=position)
+            return self.learned_queries(self.query_embedding.weight.expand(memory.tokens.shape[0], -1, -1))
 
         proposals = encoder_proposals(
             memory, self.proposal_proj, self.proposal_norm, self.class_heads[-1], self.box_heads[-1]
@@ -75,6 +72,22 @@ class DeformableDETR(Detector):
         reference = best.boxes[0].detach()
         _, content = self.encode_boxes(reference)
         return Queries(content, reference, proposals=proposals)
+
+    def learned_queries(self, embedding: Tensor) -> Queries:
+        """Return single-stage queries with the given position and content, (B, Q, 2 C)."""
+        position, content = embedding.chunk(2, -1)
+        # in half precision neighboring points would be pixels apart
+        points = self.reference_points(position).float().sigmoid()
+        return Queries(content, torch.cat((points, torch.full_like(points, 0.5)), -1), position=position)
+
+    def random_queries(self, memory: Memory, count: int) -> Queries:
+        """Return the queries of random boxes or, single-stage, random embeddings in the range of the learned ones."""
+        size = memory.tokens.shape[0], count
+        if self.two_stage:
+            boxes = torch.rand(*size, 4, device=self.device)
+            return Queries(self.encode_boxes(boxes)[1], boxes)
+        low, high = self.query_embedding.weight.aminmax(dim=0)
+        return self.learned_queries(low + (high - low) * torch.rand(*size, len(low), device=self.device))
 
     def proposal_targets(self, targets: Targets) -> Targets:
         """Return the objects of all classes as one class."""

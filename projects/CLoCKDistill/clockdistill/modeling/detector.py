@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from detectron2.modeling import Backbone, detector_postprocess
@@ -112,12 +112,29 @@ class Detector(nn.Module):
         """Return the predictions of all decoder layers."""
         raise NotImplementedError
 
+    def random_queries(self, memory: Memory, count: int) -> Queries:
+        """Return queries (B, count) like the object queries, but at random places of the images.
+
+        These are random boxes with the content of object queries drawn at random. Families whose content goes with the
+        box override it.
+        """
+        content = self.propose(memory).content
+        size = len(content), count
+        index = torch.randint(content.shape[1], size, device=content.device)
+        content = content.gather(1, index[..., None].expand(*size, content.shape[-1]))
+        return Queries(content, torch.rand(*size, 4, device=content.device))
+
+    def decode_groups(self, memory: Memory, groups: Mapping[str, Queries]) -> dict[str, Predictions]:
+        """Return the predictions for groups of queries, object queries first, from one decoder pass."""
+        parts = self.decode(memory, Queries.cat(list(groups.values()))).split([len(g) for g in groups.values()])
+        return dict(zip(groups, parts, strict=True))
+
     def proposal_targets(self, targets: Targets) -> Targets:
         """Return the targets of the encoder's proposals."""
         return targets
 
     def losses(
-        self, memory: Memory, queries: Queries, targets: Targets, target_queries: Queries | None
+        self, memory: Memory, queries: Queries, targets: Targets, extra_queries: Mapping[str, Queries]
     ) -> tuple[dict[str, Tensor], Outputs]:
         """Run all queries through one decoder pass and compute the detection losses.
 
@@ -126,11 +143,7 @@ class Detector(nn.Module):
         groups = {"objects": queries}
         if self.denoising is not None:
             groups["denoising"], matches, num_groups = self.denoising(targets)
-        if target_queries is not None:
-            groups["targets"] = target_queries
-        sizes = [len(group) for group in groups.values()]
-        parts = self.decode(memory, Queries.cat(list(groups.values()))).split(sizes)
-        predictions = dict(zip(groups, parts, strict=True))
+        predictions = self.decode_groups(memory, groups | dict(extra_queries))
 
         losses = self.criterion(predictions["objects"], targets)
         if self.denoising is not None:
@@ -144,13 +157,13 @@ class Detector(nn.Module):
             )
         if queries.proposals is not None:
             losses |= self.criterion(queries.proposals, self.proposal_targets(targets), "_enc")
-        return losses, Outputs(memory, predictions["objects"], predictions.get("targets"))
+        return losses, Outputs(memory, predictions["objects"], {name: predictions[name] for name in extra_queries})
 
     def forward(
         self,
         batched_inputs: list[dict],
         targets: Targets | None = None,
-        target_queries: Queries | None = None,
+        extra_queries: Mapping[str, Queries] | None = None,
         with_outputs: bool = False,
     ):
         """
@@ -158,7 +171,8 @@ class Detector(nn.Module):
             batched_inputs: Detectron2's format: `image` (3, H, W) RGB in [0, 255]; in training `instances`, and
                 `ignored` if there are ignored regions; at inference `height` and `width` of the output.
             targets: `self.targets(batched_inputs)`, if already computed; training only.
-            target_queries: additional decoder queries, in training; they do not affect the detector's own.
+            extra_queries: additional groups of decoder queries by name, in training. A group attends to itself alone
+                and does not affect the detector's own queries. The names `objects` and `denoising` are taken.
             with_outputs: return `(losses, Outputs)` in training.
 
         Returns:
@@ -174,7 +188,7 @@ class Detector(nn.Module):
         queries = self.propose(memory)
         if targets is None:
             targets = self.targets(batched_inputs)
-        losses, outputs = self.losses(memory, queries, targets, target_queries)
+        losses, outputs = self.losses(memory, queries, targets, extra_queries or {})
         return (losses, outputs) if with_outputs else losses
 
     def predict(self, images: Tensor, sizes: Tensor) -> Predictions:

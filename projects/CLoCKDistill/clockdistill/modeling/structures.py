@@ -213,11 +213,18 @@ class Outputs:
     Attributes:
         memory: the encoder's output.
         object_predictions: predictions for the object queries.
-        target_predictions: predictions for the target queries.
+        extra_predictions: predictions for other groups of queries, by the group's name.
+        object_content: (E, B, Q, C), content of the object queries after each decoder layer.
 
-    What was not requested is None.
+    What was not requested is None or missing.
     """
 
-    memory: Memory | None
-    object_predictions: Predictions | None
-    target_predictions: Predictions | None
+    memory: Memory | None = None
+    object_predictions: Predictions | None = None
+    extra_predictions: dict[str, Predictions] = field(default_factory=dict)
+    object_content: Tensor | None = None
+
+    @property
+    def target_predictions(self) -> Predictions | None:
+        """Predictions for the target queries."""
+        return self.extra_predictions.get("targets")
