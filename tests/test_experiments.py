@@ -113,7 +113,7 @@ def test_losses_replace_those_of_the_config_and_all_weights_have_the_factor(monk
     assert {name for name, loss in distillation.losses.items() if loss is not None} == {"fgd"}
     fgd = distillation.losses.fgd
     weights = [fgd[f"{name}_weight"] for name in ("object", "background", "attention", "global")]
-    assert weights == pytest.approx([3e-3, 1.5e-3, 3e-3, 1.5e-5])
+    assert weights == pytest.approx([1.8e-2, 9e-3, 1.8e-2, 9e-5])
     assert fgd.temperature == 0.5
     assert fgd._target_.endswith("FGDLoss")
 

@@ -5,7 +5,7 @@ from .methods import methods
 matrix = dict(
     title="Street scenes",
     data="street",
-    seeds=[0, 1, 2, 3, 4],
+    seeds=[0, 1, 2],
     iterations=400,
     methods=methods,
     cells={
@@ -16,5 +16,5 @@ matrix = dict(
         for family in ("dino", "deformable_detr", "dab_detr")
     },
     # a seed that is not reported
-    tuning=dict(cell="dino", seed=100, factors=[0.1, 0.3, 1, 3, 10]),
+    tuning=dict(cell="dino", seed=100, factors=[0.3, 1, 3]),
 )
