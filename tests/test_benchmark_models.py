@@ -75,6 +75,14 @@ def test_operations_of_fused_attention_and_sampling():
     assert benchmark_models.count_step_flops(sample, {}) == 3 * 2 * (7 * 2 * 3) * 4 * 5
 
 
+def test_inference_is_compared_with_eager_float32():
+    times = {"product": [2.0, 2.0], "float32": [4.0, 6.0], "bfloat16, compiled": [1.0, 3.0], "relative_flops": 0.5}
+    *_, eager, compiled = benchmark_models.inference_table({"dino": times}).splitlines()
+    # ratios 4 and 2; shares 0.5 * 2 / 4 and 0.5 * 2 / 6, 0.5 * 2 / 1 and 0.5 * 2 / 3
+    assert [cell.strip() for cell in eager.split("|")[1:-1]] == ["dino", "float32", "5000", "1.00", "21%"]
+    assert [cell.strip() for cell in compiled.split("|")[1:-1]] == ["dino", "bfloat16, compiled", "2000", "3.00", "67%"]
+
+
 def test_ratio_of_distillation_to_its_parts():
     times = dict(plain=[2.0, 4.0, 2.0], teacher=[1.0, 1.0, 1.0], distilled=[6.0, 5.0, 3.0])
     times |= {f"{name}_processor": [value / 2 for value in values[:1]] for name, values in times.items()}

@@ -12,11 +12,14 @@ forward and the backward pass, with denoising queries and the teacher, and witho
 tools/benchmark_models.py                        all models in float32, with a table at the end
 tools/benchmark_models.py --models dino dab_detr
 tools/benchmark_models.py --models dino --precision bfloat16 --compile
+tools/benchmark_models.py --inference --models dino
+                                                 inference in both precisions, eager and compiled, in turns
 tools/benchmark_models.py --distillation --models dino_r50_to_r18
                                                  what distillation costs more than its parts, measured in turns
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -187,6 +190,47 @@ def measure_distillation(
     return times
 
 
+@torch.no_grad()
+def measure_inference(cfg: DictConfig, device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Time inference in both precisions, eager and compiled, and the matrix product in float32, in turns.
+
+    Returns:
+        Seconds of the rounds for each of them, and `gflops`.
+    """
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).to(device).eval()
+    x = random_image(model.num_classes)
+    multiply, product_flops = matrix_products(cfg, model, x, torch.float32)
+
+    def infer(precision: torch.dtype, predict: Callable | None) -> None:
+        model.compiled = predict
+        with autocast(device, precision):
+            model([x])
+
+    runs = {"product": multiply}
+    for name in PRECISIONS:
+        precision = getattr(torch, name)
+        # separately, since a compiled function would otherwise be limited in the number of its variants
+        compiled = torch.compile(model.predict, dynamic=False)
+        runs[name] = functools.partial(infer, precision, None)
+        runs[f"{name}, compiled"] = functools.partial(infer, precision, compiled)
+    times = {name: [clock for clock, _ in values] for name, values in times_in_turns(runs, rounds, device).items()}
+    flops = 2 * count_flops(instantiate(cfg.model).to(device).eval(), blank_image(*IMAGE))
+    return times | {"relative_flops": flops / product_flops}
+
+
+def inference_table(results: dict[str, dict]) -> str:
+    """List medians in ms, of the rounds' ratios to eager float32, and of their shares of the product's rate."""
+    headers = ["", "inference", "ms", "times as fast", "share of the product's rate in float32"]
+    rows = []
+    for model, times in results.items():
+        for name in (key for key in times if key.startswith(PRECISIONS)):
+            ratio = statistics.median(a / b for a, b in zip(times[PRECISIONS[0]], times[name], strict=True))
+            reached = share(times["relative_flops"], times[name], 1, times["product"])
+            rows.append([model, name, 1000 * statistics.median(times[name]), ratio, reached])
+    return tabulate(rows, headers, tablefmt="pipe", floatfmt=("", "", ".0f", ".2f", ".0%"))
+
+
 def distillation_row(times: dict[str, list[float]]) -> list[float]:
     """Return medians in ms, and medians of the rounds' ratios of the distillation step to the sum of its parts."""
     row = [1000 * statistics.median(times[name]) for name in ("plain", "teacher", "distilled")]
@@ -330,6 +374,9 @@ def main() -> None:
         action="store_true",
         help=f"compare the steps of {', '.join(DISTILLED)} with the student's plain step and the teacher's inference",
     )
+    parser.add_argument(
+        "--inference", action="store_true", help="compare inference in float32 and bfloat16, eager and compiled"
+    )
     parser.add_argument("--alone", action="store_true", help="measure the first model in this process and print JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -337,24 +384,33 @@ def main() -> None:
     models = args.models or (DISTILLED if args.distillation else MODELS)
     if args.distillation and args.compile:
         parser.error("--distillation does not take --compile")
+    if args.inference and (args.distillation or args.compile or args.precision != PRECISIONS[0]):
+        parser.error("--inference does not take --distillation, --compile or --precision")
     if args.distillation and not set(models) <= set(DISTILLED):
         parser.error(f"--distillation takes only {', '.join(DISTILLED)}")
     if args.alone:
         options = [config_of(models[0]), device, args.rounds, getattr(torch, args.precision)]
-        measured = measure_distillation(*options) if args.distillation else measure(*options, args.compile)
+        if args.inference:
+            measured = measure_inference(*options[:3])
+        elif args.distillation:
+            measured = measure_distillation(*options)
+        else:
+            measured = measure(*options, args.compile)
         print(json.dumps(measured))
         return
     results = {}
     options = ["--device", args.device, "--threads", str(args.threads), "--rounds", str(args.rounds)]
     options += ["--precision", args.precision, *["--compile"] * args.compile]
-    options += ["--alone", *["--distillation"] * args.distillation]
+    options += ["--alone", *["--distillation"] * args.distillation, *["--inference"] * args.inference]
     for name in tqdm(models, disable=None):
         command = [sys.executable, __file__, *options, "--models", name]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results[name] = json.loads(done.stdout.splitlines()[-1])
-    table = distillation_table(results) if args.distillation else results_table(results)
-    setting = f"{IMAGE[0]}x{IMAGE[1]}, batch of 1, {args.precision}{', compiled' * args.compile}"
-    print(f"{tabulate(environment(device).items())}\n\n{setting}\n\n{table}")
+    to_table = inference_table if args.inference else distillation_table if args.distillation else results_table
+    setting = [f"{IMAGE[0]}x{IMAGE[1]}", "batch of 1"]
+    if not args.inference:
+        setting += [args.precision, *["compiled"] * args.compile]
+    print(f"{tabulate(environment(device).items())}\n\n{', '.join(setting)}\n\n{to_table(results)}")
 
 
 if __name__ == "__main__":
