@@ -14,6 +14,8 @@ tools/benchmark_models.py --models dino dab_detr
 tools/benchmark_models.py --models dino --precision bfloat16 --compile
 tools/benchmark_models.py --inference --models dino
                                                  inference in both precisions, eager and compiled, in turns
+tools/benchmark_models.py --profile --models dino
+                                                 the operators' shares of inference
 tools/benchmark_models.py --distillation --models dino_r50_to_r18
                                                  what distillation costs more than its parts, measured in turns
 """
@@ -231,6 +233,28 @@ def inference_table(results: dict[str, dict]) -> str:
     return tabulate(rows, headers, tablefmt="pipe", floatfmt=("", "", ".0f", ".2f", ".0%"))
 
 
+@torch.no_grad()
+def measure_profile(cfg: DictConfig, device: torch.device) -> dict[str, float]:
+    """Return each operator's own share of the processor time of inference, on the CPU."""
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).to(device).eval()
+    x = random_image(model.num_classes)
+    for _ in range(2):
+        model([x])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model([x])
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return {name: time / sum(times.values()) for name, time in times.items()}
+
+
+def profile_table(results: dict[str, dict[str, float]]) -> str:
+    """List the operators that have at least 1 % in one of the models."""
+    names = {name: max(shares.get(name, 0) for shares in results.values()) for r in results.values() for name in r}
+    shown = sorted((name for name in names if names[name] >= 0.01), key=names.get, reverse=True)
+    rows = [[name, *(shares.get(name, 0) for shares in results.values())] for name in shown]
+    return tabulate(rows, ["operator", *results], tablefmt="pipe", floatfmt=".1%")
+
+
 def distillation_row(times: dict[str, list[float]]) -> list[float]:
     """Return medians in ms, and medians of the rounds' ratios of the distillation step to the sum of its parts."""
     row = [1000 * statistics.median(times[name]) for name in ("plain", "teacher", "distilled")]
@@ -369,14 +393,16 @@ def main() -> None:
         action="store_true",
         help="compile with torch.compile: all of inference, and backbone and encoder in training",
     )
-    parser.add_argument(
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
         "--distillation",
         action="store_true",
         help=f"compare the steps of {', '.join(DISTILLED)} with the student's plain step and the teacher's inference",
     )
-    parser.add_argument(
+    mode.add_argument(
         "--inference", action="store_true", help="compare inference in float32 and bfloat16, eager and compiled"
     )
+    mode.add_argument("--profile", action="store_true", help="list the operators' shares of inference, on the CPU")
     parser.add_argument("--alone", action="store_true", help="measure the first model in this process and print JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -384,14 +410,16 @@ def main() -> None:
     models = args.models or (DISTILLED if args.distillation else MODELS)
     if args.distillation and args.compile:
         parser.error("--distillation does not take --compile")
-    if args.inference and (args.distillation or args.compile or args.precision != PRECISIONS[0]):
-        parser.error("--inference does not take --distillation, --compile or --precision")
+    if (args.inference or args.profile) and (args.compile or args.precision != PRECISIONS[0]):
+        parser.error("--inference and --profile take neither --compile nor --precision")
     if args.distillation and not set(models) <= set(DISTILLED):
         parser.error(f"--distillation takes only {', '.join(DISTILLED)}")
     if args.alone:
         options = [config_of(models[0]), device, args.rounds, getattr(torch, args.precision)]
         if args.inference:
             measured = measure_inference(*options[:3])
+        elif args.profile:
+            measured = measure_profile(*options[:2])
         elif args.distillation:
             measured = measure_distillation(*options)
         else:
@@ -401,14 +429,16 @@ def main() -> None:
     results = {}
     options = ["--device", args.device, "--threads", str(args.threads), "--rounds", str(args.rounds)]
     options += ["--precision", args.precision, *["--compile"] * args.compile]
-    options += ["--alone", *["--distillation"] * args.distillation, *["--inference"] * args.inference]
+    tables = dict(distillation=distillation_table, inference=inference_table, profile=profile_table)
+    chosen = next((name for name in tables if getattr(args, name)), None)
+    options += ["--alone", *([f"--{chosen}"] if chosen else [])]
     for name in tqdm(models, disable=None):
         command = [sys.executable, __file__, *options, "--models", name]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results[name] = json.loads(done.stdout.splitlines()[-1])
-    to_table = inference_table if args.inference else distillation_table if args.distillation else results_table
+    to_table = tables.get(chosen, results_table)
     setting = [f"{IMAGE[0]}x{IMAGE[1]}", "batch of 1"]
-    if not args.inference:
+    if chosen in (None, "distillation"):
         setting += [args.precision, *["compiled"] * args.compile]
     print(f"{tabulate(environment(device).items())}\n\n{', '.join(setting)}\n\n{to_table(results)}")
 
