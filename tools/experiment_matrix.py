@@ -139,16 +139,22 @@ def runs_of(matrix: dict, factors: Mapping[str, float]) -> list[Run]:
     """List the runs of a matrix, seed by seed, so that all methods get their first results early.
 
     Args:
-        factors: of the methods' weights; one that has none has that of CLoCKDistill, whose variant it may be.
+        factors: of the methods' weights, by name. A method that is missing keeps its weights, or has CLoCKDistill's
+            factor if it is a variant of it, which means a list of overrides.
     """
+
+    def factor_of(method: str, losses_or_overrides: dict | list | None) -> float:
+        default = factors.get(FULL, 1.0) if isinstance(losses_or_overrides, list) else 1.0
+        return factors.get(method, default)
+
     runs = []
     for cell in matrix["cells"]:
         teacher = teacher_of(matrix, cell)
         methods = {PLAIN: None, **methods_of(matrix, cell)}
         runs += [teacher] if teacher else []
         runs += [
-            student_run(matrix, cell, method, seed, factors.get(method, factors.get(FULL, 1.0)), teacher)
-            for seed, method in itertools.product(matrix["seeds"], methods)
+            student_run(matrix, cell, method, seed, factor_of(method, value), teacher)
+            for seed, (method, value) in itertools.product(matrix["seeds"], methods.items())
         ]
     return runs
 
