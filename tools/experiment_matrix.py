@@ -1,15 +1,15 @@
-"""Matrices of experiments: each run of `train_net.py`, its command, and what it has left in its folder.
+"""Matrices of experiments: their runs of `train_net.py`, the runs' commands, and the results in their folders.
 
 A matrix is a LazyConfig file with a dictionary `matrix`:
 
 - title: of its tables.
 - data: name of the output folder; matrices that share one share the runs with the same cell, method and seed.
 - seeds, iterations: of all students.
-- overrides: of all runs; may have environment variables, as in `$DETECTRON2_DATASETS`.
-- methods: by name, the losses of `configs/common/methods.py`, or a list of overrides, for the distilled student.
-- cells: by name, the configs of a family: `student` and `distilled`; perhaps `teacher` (`config`, `iterations`,
-  `seed`), which is then trained first, and from which the students start; and `methods` of this cell alone.
-- tuning: cell, seed and factors of the weights to choose from, see `experiments.py tune`.
+- overrides (optional): of all runs; may contain environment variables, as in `$DETECTRON2_DATASETS`.
+- methods: by name, losses as in `configs/common/methods.py`, or a list of overrides of the distillation config.
+- cells: by name, the configs `student` and `distilled` of a family. Optional are `teacher` (`config`, `iterations`,
+  `seed`), which is trained first, and from which the students start; and `methods` for this cell only.
+- tuning (optional): the cell, seed and factors with which `experiments.py tune` chooses the methods' weights.
 """
 
 import functools
@@ -46,8 +46,8 @@ class Run:
     """A run of `train_net.py`.
 
     Attributes:
-        factor: of the weights of all distillation losses.
-        teacher: the run that must be done before.
+        factor: by which the weights of all distillation losses are multiplied.
+        teacher: the run that must be done before this one.
     """
 
     data: str
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """Part of the iterations that is done, as far as it was logged."""
+        """Fraction of the iterations that is done, according to the log."""
         if self.is_done:
             return 1.0
         path = self.folder / "metrics.json"
@@ -189,7 +189,7 @@ def teacher_of(matrix: dict, cell: str) -> Run | None:
 def student_run(
     matrix: dict, cell: str, method: str, seed: int, factor: float, teacher: Run | None, label: str = ""
 ) -> Run:
-    """Describe the run of a method, which differs from the plain student's in its distillation alone."""
+    """Describe the run of a method, which differs from the plain student's only in its distillation."""
     configs, overrides = matrix["cells"][cell], list(matrix.get("overrides", ()))
     if teacher:
         overrides.append(f"train.init_checkpoint={teacher.folder}/model_final.pth")
