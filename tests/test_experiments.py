@@ -129,6 +129,14 @@ def test_variants_have_the_factor_of_clockdistill(monkeypatch):
     assert losses.logits._target_.endswith("MatchedLogitLoss")
 
 
+def test_other_methods_and_the_plain_student_have_no_factor_of_clockdistill(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    matrix = experiment_matrix.load_matrix("tools/matrices/street.py")
+    factors = {run.method: run.factor for run in runs(matrix, clockdistill=3.0, mgd=0.3)}
+    untuned = dict.fromkeys(("plain", "fitnets", "fgd", "kd_detr", "detrdistill"), 1.0)
+    assert factors == untuned | dict(clockdistill=3.0, balance=3.0, mgd=0.3)
+
+
 def test_a_balanced_method_has_its_ratios_scaled():
     distillation = OmegaConf.create(dict(losses=dict(memory=dict(alpha=0.1)), balance=dict(memory=1.0, logits=0.5)))
     assert dict(experiment_matrix.weights_of(distillation)) == {"balance.memory": 1.0, "balance.logits": 0.5}

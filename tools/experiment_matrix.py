@@ -1,15 +1,15 @@
-"""Matrices of experiments: each run of `train_net.py`, its command, and what it has left in its folder.
+"""Matrices of experiments: their runs of `train_net.py`, the runs' commands, and the results in their folders.
 
 A matrix is a LazyConfig file with a dictionary `matrix`:
 
 - title: of its tables.
 - data: name of the output folder; matrices that share one share the runs with the same cell, method and seed.
 - seeds, iterations: of all students.
-- overrides: of all runs; may have environment variables, as in `$DETECTRON2_DATASETS`.
-- methods: by name, the losses of `configs/common/methods.py`, or a list of overrides, for the distilled student.
-- cells: by name, the configs of a family: `student` and `distilled`; perhaps `teacher` (`config`, `iterations`,
-  `seed`), which is then trained first, and from which the students start; and `methods` of this cell alone.
-- tuning: cell, seed and factors of the weights to choose from, see `experiments.py tune`.
+- overrides (optional): of all runs; may contain environment variables, as in `$DETECTRON2_DATASETS`.
+- methods: by name, losses as in `configs/common/methods.py`, or a list of overrides of the distillation config.
+- cells: by name, the configs `student` and `distilled` of a family. Optional are `teacher` (`config`, `iterations`,
+  `seed`), which is trained first, and from which the students start; and `methods` for this cell only.
+- tuning (optional): the cell, seed and factors with which `experiments.py tune` chooses the methods' weights.
 """
 
 import functools
@@ -46,8 +46,8 @@ class Run:
     """A run of `train_net.py`.
 
     Attributes:
-        factor: of the weights of all distillation losses.
-        teacher: the run that must be done before.
+        factor: by which the weights of all distillation losses are multiplied.
+        teacher: the run that must be done before this one.
     """
 
     data: str
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """Part of the iterations that is done, as far as it was logged."""
+        """Fraction of the iterations that is done, according to the log."""
         if self.is_done:
             return 1.0
         path = self.folder / "metrics.json"
@@ -139,16 +139,22 @@ def runs_of(matrix: dict, factors: Mapping[str, float]) -> list[Run]:
     """List the runs of a matrix, seed by seed, so that all methods get their first results early.
 
     Args:
-        factors: of the methods' weights; one that has none has that of CLoCKDistill, whose variant it may be.
+        factors: of the methods' weights, by name. A method that is missing keeps its weights, or has CLoCKDistill's
+            factor if it is a variant of it, which means a list of overrides.
     """
+
+    def factor_of(method: str, losses_or_overrides: dict | list | None) -> float:
+        default = factors.get(FULL, 1.0) if isinstance(losses_or_overrides, list) else 1.0
+        return factors.get(method, default)
+
     runs = []
     for cell in matrix["cells"]:
         teacher = teacher_of(matrix, cell)
         methods = {PLAIN: None, **methods_of(matrix, cell)}
         runs += [teacher] if teacher else []
         runs += [
-            student_run(matrix, cell, method, seed, factors.get(method, factors.get(FULL, 1.0)), teacher)
-            for seed, method in itertools.product(matrix["seeds"], methods)
+            student_run(matrix, cell, method, seed, factor_of(method, value), teacher)
+            for seed, (method, value) in itertools.product(matrix["seeds"], methods.items())
         ]
     return runs
 
@@ -183,7 +189,7 @@ def teacher_of(matrix: dict, cell: str) -> Run | None:
 def student_run(
     matrix: dict, cell: str, method: str, seed: int, factor: float, teacher: Run | None, label: str = ""
 ) -> Run:
-    """Describe the run of a method, which differs from the plain student's in its distillation alone."""
+    """Describe the run of a method, which differs from the plain student's only in its distillation."""
     configs, overrides = matrix["cells"][cell], list(matrix.get("overrides", ()))
     if teacher:
         overrides.append(f"train.init_checkpoint={teacher.folder}/model_final.pth")

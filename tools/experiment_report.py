@@ -24,7 +24,7 @@ CONFIDENCE = 95  # percent
 def write_report(matrix: dict, runs: Sequence[Run]) -> str:
     """Write JSON and chart of a matrix to `docs/results`, and its tables to `docs/results.md`; return the tables.
 
-    What is no longer in the runs' folders is taken from the JSON file of an earlier report.
+    Results of runs whose folders are gone are taken from the JSON file of an earlier report.
 
     Raises:
         UserError: there are no results, or the page has no place for them.
@@ -72,7 +72,7 @@ def cell_differences(results: Sequence[dict], cell: str, done: Sequence[Run], ol
 
     Args:
         results: of all runs.
-        done: runs whose detections are on the disk.
+        done: runs whose detections are on disk.
         old: differences of an earlier report, whose intervals are kept where detections are gone.
     """
     ap = {(r["method"], r["seed"]): r["metrics"]["AP"] or 0.0 for r in results if r["cell"] == cell}
@@ -96,7 +96,7 @@ def cell_differences(results: Sequence[dict], cell: str, done: Sequence[Run], ol
 
 
 def resample(run: Run) -> np.ndarray:
-    """AP (RESAMPLES,) on images drawn with replacement, the same ones for all runs with the same test set.
+    """Return the AP (RESAMPLES,) on images drawn with replacement, the same for all runs with the same test set.
 
     Raises:
         UserError: the detections are not those of the run's AP.
@@ -126,7 +126,8 @@ def bootstrap_interval(method: np.ndarray, plain: np.ndarray) -> tuple[float, fl
         method, plain: AP (S, B) of S seeds on B resamples of the images.
     """
     differences = method - plain
-    seeds = np.random.default_rng(0).integers(len(differences), size=differences.shape)
+    # not the generator's seed of `resample`, or the draws of seeds would depend on those of images
+    seeds = np.random.default_rng(1).integers(len(differences), size=differences.shape)
     means = np.take_along_axis(differences, seeds, 0).mean(0)
     tail = (100 - CONFIDENCE) / 2
     low, high = np.nanpercentile(means, [tail, 100 - tail])
@@ -145,7 +146,7 @@ def tables(matrix: dict, results: Sequence[dict], differences: Sequence[dict]) -
             [method, len(metrics), *(mean_std(metrics, name) for name in METRICS), gain(gains.get(method))]
             for method, metrics in rows.items()
         ]
-        headers = ["method", "runs", *METRICS, f"difference in AP [{CONFIDENCE} %]"]
+        headers = ["method", "runs", *METRICS, f"difference in AP [{CONFIDENCE}%]"]
         classes = [name for name in next(iter(rows.values()))[0] if name.startswith("AP-")]
         by_class = [[method, *(mean_std(metrics, name) for name in classes)] for method, metrics in rows.items()]
         parts += [f"**{matrix['title']}, {cell}**", markdown(main, headers)]

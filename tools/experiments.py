@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Train a matrix of methods, families and seeds, and compare them.
 
-tools/experiments.py run tools/matrices/street.py --jobs 2             train what is missing, resume what was stopped
-tools/experiments.py run tools/matrices/*.py --only method=fgd seed=0  a part of it
-tools/experiments.py status tools/matrices/street.py                   AP of each run that is done, and the time left
-tools/experiments.py report tools/matrices/street.py                   tables in docs/results.md, JSON and a bar chart
-tools/experiments.py tune tools/matrices/street.py                     choose each method's weights, for all matrices
+tools/experiments.py run tools/matrices/street.py --jobs 2                  train missing runs, resume stopped ones
+tools/experiments.py run tools/matrices/street.py --only method=fgd seed=0  only some of them
+tools/experiments.py status tools/matrices/street.py                        AP of finished runs, and the time left
+tools/experiments.py report tools/matrices/street.py                        tables in docs/results.md, JSON and chart
+tools/experiments.py tune tools/matrices/street.py                          choose each method's weights
 
-Each run is one call of train_net.py, in output/experiments. Data are in $DETECTRON2_DATASETS, as in training.
+Each run is one call of train_net.py, in output/experiments. As in training, datasets are in $DETECTRON2_DATASETS.
 """
 
 import argparse
@@ -56,9 +56,9 @@ def announce(text: str) -> None:
 
 
 def execute(runs: Sequence[Run], jobs: int) -> list[Run]:
-    """Train what is not done, `jobs` runs at a time, and return the runs that failed or whose teacher did.
+    """Train the runs that are not done, `jobs` at a time, and return those that failed or whose teacher failed.
 
-    When this process is told to stop, the runs save a checkpoint, from which the next call resumes them.
+    If this process is stopped, the runs save a checkpoint, from which the next call resumes them.
     """
     runs = with_teachers(runs)
     waiting, failed = [run for run in runs if not run.is_done], []
@@ -78,7 +78,8 @@ def execute(runs: Sequence[Run], jobs: int) -> list[Run]:
                 if process.poll() is not None:
                     del running[run]
                     finish(run, process.returncode, time.monotonic() - begin)
-                    failed += [] if run.is_done else [run]
+                    if not run.is_done:
+                        failed.append(run)
                     announce(f"{run}: {outcome(run)}{left(runs, jobs)}")
             time.sleep(POLL_SECONDS)
     finally:
@@ -123,12 +124,15 @@ def outcome(run: Run) -> str:
 
 
 def current_commit() -> str:
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    except FileNotFoundError:  # git is not installed
+        return "unknown"
     return git.stdout.strip() or "unknown"
 
 
 def seconds_left(runs: Sequence[Run], jobs: int) -> float | None:
-    """Estimate the time that runs still take from that of similar ones that are done; None if none is."""
+    """Estimate how long the missing runs take from similar runs that are done; None if none is done."""
     done = [run for run in runs if run.is_done]
     if not done:
         return None
@@ -173,16 +177,16 @@ def read_factors() -> dict[str, dict]:
 
 
 def select(runs: Sequence[Run], only: Sequence[tuple[str, str]]) -> list[Run]:
-    """Return the runs with one of the values that are given for each key."""
+    """Return the runs that have, for each key given, one of its values."""
 
     def matches(run: Run, key: str) -> bool:
         value = str(getattr(run, key)).partition(" x")[0]
-        return value in [wanted for k, wanted in only if k == key]
+        return (key, value) in only
 
     selected = [run for run in runs if all(matches(run, key) for key, _ in only)]
     if not selected:
-        condition = " ".join(map("=".join, only))
-        raise UserError(f"no run has {condition}: status lists the runs of a matrix")
+        wanted = " ".join(map("=".join, only))
+        raise UserError(f"no run has {wanted}: experiments.py status lists the runs of a matrix")
     return selected
 
 

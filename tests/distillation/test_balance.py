@@ -161,3 +161,11 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
 def test_the_weights_of_other_losses_are_not_resumed():
     with pytest.raises(ValueError, match="weights of feature, other, not of memory"):
         GradientBalance({"memory": 1.0}, 1).load_state_dict(Toy().balance.state_dict())
+
+
+def test_a_loss_may_be_called_detection():
+    student, balance = torch.nn.Linear(4, 2), GradientBalance({"detection": 0.5}, 1)
+    with EventStorage():
+        loss = student(torch.ones(8, 4)).square().mean()
+        balance(loss, {"detection": {"a": 10 * loss}}, student, 1.0, True)
+    assert balance.weights["detection"] == pytest.approx(0.05)

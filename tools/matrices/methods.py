@@ -1,8 +1,8 @@
-"""What takes the place of the losses of a distillation config, or overrides of that config, by the method's name.
+"""Distillation methods by name: losses that replace those of a distillation config, or overrides of that config.
 
-Other methods' weights are multiplied so that the gradients of their losses together have about three times the norm of
-the detection loss's, for DINO's street student after 20 iterations with seed 100. From there `experiments.py tune` goes
-up and down. The ratios of `balance` are those that CLoCKDistill's weights have there.
+The other methods' weights are multiplied by factors with which the gradient of all their losses has about three times
+the norm of the detection loss's gradient, for DINO's street student after 20 iterations with seed 100.
+`experiments.py tune` starts from there. The ratios of `balance` are those that CLoCKDistill's weights have there.
 """
 
 from ...projects.CLoCKDistill.configs.common.methods import detrdistill, fgd, fitnets, kd_detr, mgd

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..checks import Rule, above, some_of
 from ..modeling.criterion import average_over_ranks
 
-# weight of a new measurement in the logarithmic moving average: the gradients of single batches are noisy
+# weight of a new measurement in the moving average of logarithms: the gradients of single batches are noisy
 RATE = 0.3
 # largest factor by which a measurement changes a weight
 MAX_CHANGE = 2.0
@@ -23,22 +23,22 @@ def ratios_of(*losses: str) -> Rule:
     positive, named = above(0), some_of(*losses)
     return Rule(
         lambda value: isinstance(value, Mapping) and named.holds(value) and all(map(positive.holds, value.values())),
-        f"a group of numbers greater than 0, with names out of {', '.join(losses)}",
+        f"numbers greater than 0 for some of {', '.join(losses)}, as in {{{losses[0]}: 1.0}}",
     )
 
 
 class GradientBalance(nn.Module):
     """Sets the weight of each loss so that its gradient has a wanted norm relative to the detection loss's gradient.
 
-    Gradients are those with respect to all trained parameters of the student, of the joint batch of all processes and
-    batches of a step. Every `period` iterations they are measured, and from the next step on the weights are those of
-    an exponential moving average of what they should have been, in logarithms. The first measurement sets a weight at
-    once; before it, the weight is zero. A measurement that is zero, NaN or infinite is ignored.
+    The gradients are those of the joint batch (all processes, all batches of a step) with respect to all trained
+    parameters of the student. They are measured every `period` iterations. Each measurement moves the logarithm of a
+    weight part of the way to that of the weight that would have given the wanted norm, from the next step on. The first
+    measurement sets the weight; until then it is zero. A norm that is zero, NaN or infinite is ignored.
 
     The weights are part of the state dict.
 
     Args:
-        ratios: norm of the gradient of each weighted loss, divided by that of the detection loss.
+        ratios: for each loss to weight, the wanted norm of its gradient, divided by that of the detection loss.
         period: number of iterations between measurements, each of which costs one backward pass per loss and batch.
     """
 
@@ -48,7 +48,8 @@ class GradientBalance(nn.Module):
         self.period = period
         # a loss of unknown scale would fill Adam's second moments with its first gradient
         self.weights = dict.fromkeys(ratios, 0.0)
-        self._gradients: dict[str, Tensor] = {}
+        # None is the detection loss, since a distillation loss may have any name
+        self._gradients: dict[str | None, Tensor] = {}
 
     def forward(
         self,
@@ -85,7 +86,7 @@ class GradientBalance(nn.Module):
         # do not reach it, and the logit loss also trains the decoder
         parameters = [p for p in student.parameters() if p.requires_grad]
         totals = {name: sum(losses[name].values(), start=torch.zeros_like(detection)) for name in self.weights}
-        for name, loss in {"detection": detection, **totals}.items():
+        for name, loss in {None: detection, **totals}.items():
             # in float16 a gradient neither overflows nor vanishes if the loss is as large as the detection loss
             factor = (detection / loss).detach().abs()
             scale = loss_scale * torch.where((factor > 0) & factor.isfinite(), factor, 1.0)
@@ -103,7 +104,7 @@ class GradientBalance(nn.Module):
         self._gradients = {}
         # a new dictionary, since the step's batches have the old weights
         self.weights = {
-            name: moved(weight, self.ratios[name] * norms["detection"], norms[name])
+            name: next_weight(weight, self.ratios[name] * norms[None], norms[name])
             for name, weight in self.weights.items()
         }
         logged = {f"distillation_weight/{name}": weight for name, weight in self.weights.items()}
@@ -118,10 +119,15 @@ class GradientBalance(nn.Module):
         self.weights = dict(state)
 
 
-def moved(weight: float, wanted_norm: float, norm: float) -> float:
-    """Return a loss's next weight, from its last one (0: none yet) and the norms of its wanted and unweighted gradient.
+def next_weight(weight: float, wanted_norm: float, norm: float) -> float:
+    """Return the next weight of a loss.
 
-    The weight stays if a norm is zero, NaN or infinite.
+    It stays the same if a norm is zero, NaN or infinite.
+
+    Args:
+        weight: the last weight; 0 if the loss has none yet.
+        wanted_norm: norm of the gradient that the weighted loss should have.
+        norm: norm of the gradient of the loss without weight.
     """
     if not (0 < wanted_norm < math.inf and 0 < norm < math.inf):
         return weight

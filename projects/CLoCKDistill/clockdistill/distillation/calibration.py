@@ -1,5 +1,6 @@
 """Calibration of target queries, for a teacher that was trained without denoising."""
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -79,6 +80,8 @@ def save_embedding(embedding: TargetEmbedding, path: str, teacher: str) -> None:
         torch.save({"teacher": teacher, "embedding": embedding.state_dict()}, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
         logger.warning(
             f"The calibrated target queries could not be saved to {path}; the next run will fit them again: {error}"
         )

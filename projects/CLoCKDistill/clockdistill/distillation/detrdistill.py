@@ -1,7 +1,7 @@
 """DETRDistill (arXiv:2211.10156), to compare with: its three losses.
 
-They follow the authors' code (github.com/BIVLab-USTC/DETRDistill, for Deformable DETR) and, where it differs from the
-paper, published summaries of it. The paper's equations have not been checked yet.
+They follow the authors' code (github.com/BIVLab-USTC/DETRDistill, for Deformable DETR), and published summaries of the
+paper where the code is known to differ from it. They have not been checked against the paper's equations.
 """
 
 import torch
@@ -14,7 +14,7 @@ from ..checks import checked, count, not_negative
 from ..layers import at_least_float32
 from ..modeling import Detector, Memory, Outputs, Predictions, Queries, Targets
 from .base import DistillationLoss
-from .logits import LogitLoss, spread_indices, spread_layers
+from .logits import LogitLoss, gather_queries, spread_indices, spread_layers
 from .memory import FeatureLoss
 
 
@@ -22,12 +22,13 @@ class HungarianLogitLoss(LogitLoss):
     """Hungarian-matching logit distillation: the teacher's predictions are the student's targets.
 
     On every decoder layer, the teacher's positive predictions, those matched to an object, are first matched to the
-    student's and compared in class, L1 and GIoU. The teacher's other predictions, which are of background, are matched
-    to the rest of the student's by their boxes, and only boxes are compared. Either sum is divided by its number of the
-    teacher's predictions. If the student has fewer queries, some predictions have no match and no loss.
+    student's predictions and compared in class, L1 and GIoU. Then the teacher's negative predictions, all others, are
+    matched to the student's remaining predictions by their boxes, and only the boxes are compared. The positive terms
+    are divided by the number of the teacher's positive predictions, and the negative terms by that of the negative
+    ones. If the student has fewer queries than the teacher, some predictions have no match and no loss.
 
-    The authors' code matches all predictions at once and compares all classes, by cross-entropy. The divergence here
-    has the same gradient, but is zero if the predictions are equal.
+    The authors' code matches all predictions at once, and compares the classes of all of them by cross-entropy. The
+    divergence here has the same gradient as the cross-entropy, but is zero if the predictions are equal.
 
     Args:
         class_weight, l1_weight, giou_weight: weights of the losses and of the costs of the matching. As in the authors'
@@ -50,7 +51,7 @@ class HungarianLogitLoss(LogitLoss):
         return positive
 
     def normalizer(self, teacher: Outputs, targets: Targets) -> Tensor:
-        """Return the numbers of positive and of other predictions on each layer of the teacher, (2, E)."""
+        """Return the numbers of positive and negative predictions on each layer of the teacher, (2, E)."""
         positive = self.positives(teacher.object_predictions, targets)
         return torch.stack((positive, ~positive)).sum((2, 3))
 
@@ -65,8 +66,7 @@ class HungarianLogitLoss(LogitLoss):
         predictions = spread_layers(teacher.object_predictions, depth)
         positive = self.positives(predictions, targets)
         query_of = self.match(predictions, student_predictions, positive)
-        index = query_of.clamp(min=0)[..., None]
-        matched = Predictions(*(x.gather(2, index.expand(-1, -1, -1, x.shape[-1])) for x in student_predictions))
+        matched = gather_queries(student_predictions, query_of)
         valid = query_of >= 0
         positives = self.compare(predictions, matched, valid & positive, positive_sum)
         negatives = self.compare(predictions, matched, valid & ~positive, negative_sum)
@@ -126,20 +126,20 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class TargetAwareFeatureLoss(FeatureLoss):
-    """Target-aware feature distillation: the distance of the maps where the teacher's good queries look.
+    """Target-aware feature distillation: the distance of the maps, masked to cells that resemble the teacher's queries.
 
-    For every decoder layer of the teacher, the mask of a cell is the cosine similarity of its features and the content
-    of the teacher's queries, summed with the queries' qualities as weights, at least 0.01, and divided by the maximum
-    of level and image. The quality of a query is its highest class score times its box's highest IoU with an object, or
-    the score alone in an image without objects. The loss is the mean over cells and channels of the squared masked
-    difference, summed over the teacher's layers and the levels. It is zero if the maps are equal.
+    Each decoder layer of the teacher has a mask. In a cell, it is the sum over the teacher's queries of their quality
+    times the cosine similarity of their content and the cell's features, at least 0.01, divided by its maximum over the
+    cells of the level and image. The quality of a query is its highest class score times its box's highest IoU with an
+    object, or the score alone in an image without objects. The loss is the mean over cells and channels of the squared
+    masked difference, summed over the teacher's layers and the levels.
 
-    The authors' code differs in that padding counts, that a query counts twice if two of its classes are among the best
-    scores, and that both models have the same width.
+    In the authors' code, padding counts, a query counts twice if two of its classes are among the highest scores, and
+    both models have the same width.
 
     Args:
         weight: factor of the loss.
-        num_queries: number of queries of highest score that make the mask.
+        num_queries: number of highest-scoring queries that make the mask.
         feature: see `FeatureLoss`.
     """
 
@@ -194,8 +194,8 @@ class TargetAwareFeatureLoss(FeatureLoss):
 class QueryPriorLoss(DistillationLoss):
     """Query-prior assignment distillation: the student's detection loss for the teacher's object queries.
 
-    The student's decoder gets them as a group of their own. Its predictions are assigned to the objects as the
-    teacher's are, layer by layer.
+    The student decodes these queries in a group of their own. On each layer, a query is assigned to the same object as
+    in the teacher.
 
     Args:
         weight: factor of the loss.

@@ -40,8 +40,8 @@ class DistillationHook(HookBase):
             backward pass per loss; 0 disables them.
         calibration: arguments `batches`, `steps` and `lr` of `calibrate`, for the "calibrated" embedding.
         level_pairing: "stride" or "order", which levels of the memories are compared, see `pair_levels`.
-        balance: norm of the gradient of some of the losses, by name, divided by that of the detection loss. Their
-            weights are set so that they have it, see `GradientBalance`. None sets no weights.
+        balance: for some of the losses, by name, the wanted norm of the gradient, divided by that of the detection
+            loss. Their weights are set accordingly, see `GradientBalance`. None sets no weights.
         balance_period: number of iterations between changes of these weights.
 
     Attributes:

@@ -12,12 +12,12 @@ from .logits import LogitLoss
 
 
 class PointsLoss(LogitLoss):
-    """Base class of the losses of one group of distillation points, returned by `queries` as `points`.
+    """Base class of losses on one group of distillation points, which `queries` returns as `points`.
 
-    On every decoder layer, each point has the weighted sum of the divergence of the class scores, L1 and GIoU. The
-    foreground rebalancing weight of a point is the teacher's highest class score. The sum over points is divided by
-    that of the weights, as in `TargetAwareLogitLoss` but not in the summaries. The scores are sigmoids, so their
-    divergence is the sum of the Bernoulli divergences of the classes.
+    On every decoder layer, the loss of a point is a weighted sum of the divergence of the class scores, L1 and GIoU,
+    times the point's foreground rebalancing weight, the teacher's highest class score. The sum over points is divided
+    by the sum of these weights, as in `TargetAwareLogitLoss` but unlike in the summaries. The scores are sigmoids, so
+    their divergence is the sum of the Bernoulli divergences of the classes.
     """
 
     def normalizer(self, teacher: Outputs, targets: Targets) -> Tensor:

@@ -32,6 +32,12 @@ def spread_indices(available: int, num_layers: int) -> list[int]:
     return [math.ceil((layer + 1) * available / num_layers) - 1 for layer in range(num_layers)]
 
 
+def gather_queries(predictions: Predictions, query_of: Tensor) -> Predictions:
+    """Return the predictions of the queries with these indices, (E, B, n); -1 yields any query."""
+    index = query_of.clamp(min=0)[..., None]
+    return Predictions(*(x.gather(2, index.expand(-1, -1, -1, x.shape[-1])) for x in predictions))
+
+
 class LogitLoss(DistillationLoss):
     """Base class of losses that compare classes and boxes of teacher and student on every decoder layer.
 
@@ -143,6 +149,4 @@ class MatchedLogitLoss(LogitLoss):
         query_of = torch.full(size, -1, device=targets.padding.device)
         for layer, (image, query, target) in enumerate(self.matcher(predictions, targets)):
             query_of[layer, image, target] = query
-        index = query_of.clamp(min=0)[..., None]
-        gathered = Predictions(*(x.gather(2, index.expand(-1, -1, -1, x.shape[-1])) for x in predictions))
-        return gathered, query_of >= 0
+        return gather_queries(predictions, query_of), query_of >= 0

@@ -29,10 +29,11 @@ def match_detections(annotations: str, detections: Sequence[dict]) -> COCOeval:
 
 
 def resampled_ap(evaluation: COCOeval, weights: np.ndarray) -> np.ndarray:
-    """AP in percent of each resample, equal to pycocotools' on a dataset with each image repeated `weights` times.
+    """Return the AP of each resample: that of pycocotools on a dataset in which each image occurs `weights` times.
 
-    Only true positives can change the interpolated precision, and how many detections rank above one is a sum over
-    images: so a product of matrices yields all resamples. Equal scores within a class are in the order of the images.
+    Only true positives can change the interpolated precision, and the number of detections that rank above one of them
+    is a sum over images, so a matrix product yields all resamples. Detections of a class with equal scores are in the
+    order of the images.
 
     Args:
         evaluation: from `match_detections`.
@@ -40,7 +41,7 @@ def resampled_ap(evaluation: COCOeval, weights: np.ndarray) -> np.ndarray:
             resample.
 
     Returns:
-        (B,) float, NaN for a resample without objects.
+        (B,) float in percent, NaN for a resample without objects.
     """
     params = evaluation.params
     images = len(params.imgIds)
@@ -73,13 +74,13 @@ def resampled_ap(evaluation: COCOeval, weights: np.ndarray) -> np.ndarray:
 def _average_precision(
     image: np.ndarray, correct: np.ndarray, weights: np.ndarray, objects: np.ndarray, recalls: np.ndarray
 ) -> np.ndarray:
-    """AP of one class at one IoU.
+    """Return the AP (B,) in [0, 1] of one class at one IoU.
 
     Args:
-        image: (D,) number of each detection's image, in the order of their scores.
+        image: (D,) index of each detection's image, from the highest score to the lowest.
         correct: (D,) bool, whether it is a true positive.
         weights: (B, N) as in `resampled_ap`.
-        objects: (B,) number of objects.
+        objects: (B,) number of objects in each resample.
         recalls: (R,) recall points, increasing.
     """
     positions = np.flatnonzero(correct)

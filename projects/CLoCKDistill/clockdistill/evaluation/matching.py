@@ -44,7 +44,7 @@ class Matches:
 
 @contextlib.contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Pause the collector, which walks over all of pycocotools' many small objects again and again."""
+    """Pause the garbage collector, which would walk over pycocotools' many small objects again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -81,7 +81,7 @@ class DeformableDETR(Detector):
         return Queries(content, torch.cat((points, torch.full_like(points, 0.5)), -1), position=position)
 
     def random_queries(self, memory: Memory, count: int) -> Queries:
-        """Return the queries of random boxes or, single-stage, random embeddings in the range of the learned ones."""
+        """Return queries (B, count) of random boxes or, single-stage, random embeddings in the learned ones' range."""
         size = memory.tokens.shape[0], count
         if self.two_stage:
             boxes = torch.rand(*size, 4, device=self.device)

@@ -115,8 +115,8 @@ class Detector(nn.Module):
     def random_queries(self, memory: Memory, count: int) -> Queries:
         """Return queries (B, count) like the object queries, but at random places of the images.
 
-        These are random boxes with the content of object queries drawn at random. Families whose content goes with the
-        box override it.
+        These are random boxes, with the content of randomly drawn object queries. Families whose content depends on the
+        box override this method.
         """
         content = self.propose(memory).content
         size = len(content), count

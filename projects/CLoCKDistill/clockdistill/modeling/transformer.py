@@ -21,9 +21,9 @@ ENCODER = DIMENSIONS | {"activation_checkpointing": boolean}
 
 
 class ReLU(nn.ReLU):
-    """In place where no gradient is needed.
+    """ReLU that works in place only where no gradient is needed.
 
-    The output of a linear layer is a view. After an operation in place, autograd would copy the whole gradient.
+    The output of a linear layer is a view. If it is changed in place, autograd copies the whole gradient.
     """
 
     def forward(self, x: Tensor) -> Tensor:

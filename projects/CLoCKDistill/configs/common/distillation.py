@@ -22,8 +22,8 @@ distillation = L(DistillationHook)(
     # for embedding="calibrated": number of training batches, Adam steps on each, learning rate
     calibration=dict(batches=40, steps=10, lr=5e-3),
     gradient_share_period=200,
-    # norms of the losses' gradients relative to the detection loss, as in dict(memory=1.0, logits=0.3): their weights
-    # are then set every balance_period iterations
+    # wanted norms of the losses' gradients, divided by that of the detection loss, as in dict(memory=1.0, logits=0.3);
+    # their weights are then set every balance_period iterations
     balance=None,
     balance_period=50,
 )
