@@ -17,11 +17,12 @@ matrix = dict(
         "dataloader.test.mapper.augmentations.0.max_size=320",
     ],
     methods=methods,
-    cells=dict(
-        dino=dict(
-            teacher=dict(config="dino/dino_r18_small_custom.py", iterations=1500, seed=0),
-            student="dino/dino_r18_tiny_custom.py",
-            distilled="dino/dino_r18_small_to_tiny_custom.py",
-        ),
-    ),
+    cells={
+        family: dict(
+            teacher=dict(config=f"{family}/{family}_r18_small_custom.py", iterations=1500, seed=0),
+            student=f"{family}/{family}_r18_tiny_custom.py",
+            distilled=f"{family}/{family}_r18_small_to_tiny_custom.py",
+        )
+        for family in ("dino", "deformable_detr")
+    },
 )

@@ -1,4 +1,4 @@
-"""All methods on the demo's street scenes, for every family."""
+"""All methods on the demo's street scenes, for every family, and with a light student."""
 
 from .methods import methods
 
@@ -14,7 +14,8 @@ matrix = dict(
             distilled=f"{family}/{family}_r18_small_to_tiny_street.py",
         )
         for family in ("dino", "deformable_detr", "dab_detr")
-    },
+    }
+    | {"dino_light": dict(student="dino/dino_r18_light_street.py", distilled="dino/dino_r18_small_to_light_street.py")},
     # a seed that is not reported
     tuning=dict(cell="dino", seed=100, factors=[0.3, 1, 3]),
 )
