@@ -1,7 +1,9 @@
+import itertools
 import math
 
 import pytest
 import torch
+from torch import nn
 from torchvision.ops import box_convert, generalized_box_iou
 
 from clockdistill.errors import UserError
@@ -25,6 +27,22 @@ def test_attention_ignores_padding():
     disturbed = value + 100 * padding[..., None]
     outputs = [layer(query, v, reference, padding, shapes, starts) for v in (value, disturbed)]
     torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("dims", [2, 4])
+def test_sampling_locations_follow_the_formula(dims):
+    """Points move by offsets in cells, boxes by offsets in halves of their size (arXiv:2010.04159, Sec. A.4)."""
+    heads, levels, points = 2, 3, 4
+    layer = MultiScaleDeformableAttention(8, heads, levels, points)
+    nn.init.normal_(layer.sampling_offsets.weight)
+    shapes = torch.tensor([[8, 5], [4, 3], [2, 2]])
+    query, reference = torch.randn(2, 3, 8), torch.rand(2, 3, levels, dims)
+    locations, _ = layer.sample(query, reference, shapes)
+    offsets = layer.sampling_offsets(query).view(2, 3, heads, levels, points, 2)
+    for b, q, h, level, p in itertools.product(*map(range, offsets.shape[:-1])):
+        offset, near = offsets[b, q, h, level, p], reference[b, q, level]
+        move = offset / shapes[level].flip(0) if dims == 2 else offset / points * near[2:] / 2
+        torch.testing.assert_close(locations[b, q, h, level, p], near[:2] + move)
 
 
 def test_attention_rejects_embed_dim_not_divisible_by_heads():

@@ -1,6 +1,17 @@
 import torch
 
-from clockdistill.modeling.transformer import cell_anchors, cell_centers, flatten_levels
+from clockdistill.modeling.transformer import FeedForward, cell_anchors, cell_centers, flatten_levels
+
+
+def test_the_feed_forward_network_is_the_same_with_and_without_gradients():
+    ffn, x = FeedForward(6, 20), torch.randn(2, 3, 6)
+    before = x.clone()
+    with torch.no_grad():
+        y = ffn(x)
+    torch.testing.assert_close(y, ffn(x), rtol=0, atol=0)
+    torch.testing.assert_close(y, (x @ ffn[0].weight.T + ffn[0].bias).clamp(min=0) @ ffn[2].weight.T + ffn[2].bias)
+    assert torch.equal(x, before)
+    assert torch.autograd.gradcheck(ffn.double(), x.double().requires_grad_())
 
 
 def test_anchors_are_valid_inside_the_image_and_away_from_its_border():
