@@ -1,5 +1,6 @@
 """Matrices of experiments: commands, what is run, skipped, resumed and reported."""
 
+import _thread
 import json
 import os
 import shutil
@@ -7,7 +8,6 @@ import signal
 import statistics
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,16 +247,22 @@ def test_a_stopped_run_is_resumed(main, number, status):
     stopped = runs()[0]
     Path("waiting").write_text(str(stopped.folder))
 
+    ended = threading.Event()
+
     def stop():
-        deadline = time.monotonic() + 60
-        while not (stopped.folder / "metrics.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
+        while not (stopped.folder / "metrics.json").exists():
+            if ended.wait(0.01):
+                return
+        # unlike a signal that is sent, it cannot end the process of the tests
+        _thread.interrupt_main(number)
 
     thread = threading.Thread(target=stop)
     thread.start()
-    assert main("run", "--jobs", "1") == status
-    thread.join()
+    try:
+        assert main("run", "--jobs", "1") == status
+    finally:
+        ended.set()
+        thread.join()
     assert not stopped.is_done
     assert stopped.progress == 0.5
     assert (stopped.folder / "model_0000004.pth").exists()

@@ -22,7 +22,9 @@ def test_so_are_those_of_distillation(tmp_path, dtype):
     """Every loss divides by something else: images, cells, confidences, objects."""
     teacher = save_teacher(tmp_path, embed_dim=64)
     joint, parts = (step_gradients("dab_detr", teacher, accumulate=n, amp_dtype=dtype) for n in (1, 4))
-    assert_equal_gradients(parts, joint, rtol=1e-3 if dtype is None else 5e-2)
+    # the gradients of the keys' biases are zero but for rounding, since softmax does not change with them
+    tolerances = dict(rtol=1e-3) if dtype is None else dict(rtol=5e-2, atol=1e-3)
+    assert_equal_gradients(parts, joint, **tolerances)
 
 
 def mean_step(model, batches, clip_grad):
