@@ -4,12 +4,13 @@ import math
 from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig
+from detectron2.config import LazyConfig, instantiate
 from omegaconf import OmegaConf
 
 from clockdistill.distillation import DistillationHook, MemoryLoss, TargetAwareLogitLoss
+from clockdistill.engine import Trainer
 from clockdistill.modeling import Memory, Outputs, Target, Targets
-from helpers.models import add_noise, tiny, tiny_config
+from helpers.models import add_noise, random_batch, tiny, tiny_config
 
 WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
 
@@ -27,6 +28,20 @@ def make_hook(student, teacher, losses=None, embedding="denoising", **kwargs):
     losses = losses or {"memory": MemoryLoss(1e-2, 1e-3), "logits": TargetAwareLogitLoss(**WEIGHTS)}
     kwargs = dict(gradient_share_period=0) | kwargs
     return DistillationHook(student=student, teacher=teacher, losses=losses, embedding=embedding, **kwargs)
+
+
+def losses_from_step(first, teacher, losses, name):
+    """Logged values of a loss in a training, with a learning rate of zero, from step `first` to the second one."""
+    config = tiny_config()
+    config.backbone.norm = "FrozenBN"
+    torch.manual_seed(0)
+    student = instantiate(config)
+    hook = make_hook(student, teacher, losses)
+    optimizer = torch.optim.SGD([*student.parameters(), *hook.parameters()], lr=0)
+    trainer = Trainer(student, [random_batch()] * 4, optimizer, seed=3)
+    trainer.register_hooks([hook])
+    trainer.train(first, 2)
+    return [value for value, _ in trainer.storage.history(name).values()]
 
 
 def make_memory(shapes, valid, channels=3, dtype=torch.float32):
