@@ -168,6 +168,15 @@ def test_folders_of_the_datasets_are_not_in_the_recorded_command(monkeypatch):
             "matrix = dict(title='', data='', seeds=[], iterations=1, methods={}, cells=dict(a={}))",
             r"cells.a.distilled",
         ),
+        (
+            "matrix = dict(title='', data='', seeds=[], iterations=1, methods={}, cells=dict(a=dict(student='', "
+            "distilled='', teacher=dict(config='', iterations=1, seed=0, lr=1))))",
+            r"unknown key matrix.cells.a.teacher.lr: choose config, iterations, seed",
+        ),
+        (
+            "matrix = dict(title='', data='', seeds=[], iterations=1, methods={}, cells={}, tuning=dict(seed=1))",
+            r"has no matrix.tuning.cell",
+        ),
     ],
 )
 def test_wrong_matrices_are_refused(text, message, tmp_path):
@@ -311,8 +320,11 @@ def test_main_names_failed_runs(main, capsys):
 
 
 def test_tuning_chooses_the_factor_with_the_highest_ap(project):
-    trials = experiment_matrix.tuning_runs(MATRIX | dict(tuning=dict(cell="dino", seed=100, factors=[0.1, 1, 3])))
+    tuning = dict(cell="dino", seed=100, factors=[0.1, 1, 3], iterations=5, overrides=["model.num_queries=30"])
+    trials = experiment_matrix.tuning_runs(MATRIX | dict(overrides=["model.num_classes=3"], tuning=tuning))
     assert [(run.method, run.seed) for run in trials] == [(f"clockdistill x{f}", 100) for f in (0.1, 1, 3)]
+    assert all(run.iterations == 5 for run in trials)
+    assert all({"model.num_classes=3", "model.num_queries=30"} <= set(run.arguments) for run in trials)
     assert experiments.execute(trials, jobs=2) == []
     for run, ap in zip(trials, (10.0, 14.0, 12.0), strict=True):
         (run.folder / "results.json").write_text(json.dumps(dict(bbox=dict(AP=ap))))

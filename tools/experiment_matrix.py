@@ -9,7 +9,8 @@ A matrix is a LazyConfig file with a dictionary `matrix`:
 - methods: by name, losses as in `configs/common/methods.py`, or a list of overrides of the distillation config.
 - cells: by name, the configs `student` and `distilled` of a family. Optional are `teacher` (`config`, `iterations`,
   `seed`), which is trained first, and from which the students start; and `methods` for this cell only.
-- tuning (optional): the cell, seed and factors with which `experiments.py tune` chooses the methods' weights.
+- tuning (optional): the cell, seed and factors with which `experiments.py tune` chooses the methods' weights, and
+  `iterations` and `overrides` that differ from the runs'.
 """
 
 import functools
@@ -38,6 +39,8 @@ RECORD = "run.json"
 PLAIN, TEACHER, FULL = "plain", "teacher", "clockdistill"
 KEYS = {"title", "data", "seeds", "iterations", "methods", "cells"}
 CELL_KEYS = {"student", "distilled"}
+TEACHER_KEYS = {"config", "iterations", "seed"}
+TUNING_KEYS = {"cell", "seed", "factors"}
 WEIGHT = re.compile(r"alpha|beta|(\w+_)?weight")
 
 
@@ -126,13 +129,23 @@ def load_matrix(path: str) -> dict:
     matrix = execute_config(path).get("matrix")
     if matrix is None:
         raise UserError(f"{path} has no `matrix`: see tools/matrices for examples")
-    if missing := sorted(KEYS - matrix.keys()):
-        raise UserError(f"{path} has no matrix.{missing[0]}: see tools/matrices for examples")
+    require(path, "matrix", matrix, KEYS)
     for cell, configs in matrix.cells.items():
-        if missing := sorted(CELL_KEYS - configs.keys()):
-            raise UserError(f"{path} has no matrix.cells.{cell}.{missing[0]}: set it to a file in {CONFIGS}")
+        require(path, f"matrix.cells.{cell}", configs, CELL_KEYS)
+        if "teacher" in configs:
+            require(path, f"matrix.cells.{cell}.teacher", configs.teacher, TEACHER_KEYS, exact=True)
+    if "tuning" in matrix:
+        require(path, "matrix.tuning", matrix.tuning, TUNING_KEYS)
     # references in the methods are to the runs' configs
     return OmegaConf.to_container(matrix, resolve=False) | {"name": Path(path).stem}
+
+
+def require(path: str, name: str, section: DictConfig, keys: set[str], exact: bool = False) -> None:
+    """Raise a `UserError` unless a section of a matrix has these keys; if `exact`, it may have no others."""
+    if missing := sorted(keys - section.keys()):
+        raise UserError(f"{path} has no {name}.{missing[0]}: see tools/matrices for examples")
+    if exact and (unknown := sorted(section.keys() - keys)):
+        raise UserError(f"{path} has an unknown key {name}.{unknown[0]}: choose {', '.join(sorted(keys))}")
 
 
 def runs_of(matrix: dict, factors: Mapping[str, float]) -> list[Run]:
@@ -167,8 +180,13 @@ def tuning_runs(matrix: dict) -> list[Run]:
     """
     if "tuning" not in matrix:
         raise UserError(f"the matrix {matrix['name']} has no tuning: tune the weights with tools/matrices/street.py")
-    cell, seed, factors = (matrix["tuning"][key] for key in ("cell", "seed", "factors"))
-    trials = matrix | {"data": f"{matrix['data']}_tuning"}
+    tuning = matrix["tuning"]
+    cell, seed, factors = (tuning[key] for key in ("cell", "seed", "factors"))
+    trials = matrix | dict(
+        data=f"{matrix['data']}_tuning",
+        iterations=tuning.get("iterations", matrix["iterations"]),
+        overrides=[*matrix.get("overrides", ()), *tuning.get("overrides", ())],
+    )
     teacher = teacher_of(trials, cell)
     return [
         student_run(trials, cell, method, seed, factor, teacher, label=f"{method} x{factor}")

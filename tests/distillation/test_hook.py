@@ -230,6 +230,17 @@ def test_a_loss_that_uses_what_it_does_not_require_is_named(tmp_path):
         hook.compute_losses(tiny(), random_batch())
 
 
+class Forgetful(DistillationLoss):
+    def forward(self, teacher, student, targets):
+        return {"x": student.extra_predictions["points"].logits.sum()}
+
+
+def test_a_loss_that_uses_queries_which_it_does_not_make_is_named(tmp_path):
+    hook = make_hook(tiny(), save_teacher(tmp_path), {"mine": Forgetful()})
+    with pytest.raises(UserError, match=r"distillation\.losses\.mine uses predictions for the queries 'points'"):
+        hook.compute_losses(tiny(), random_batch())
+
+
 @pytest.mark.parametrize("config", [{"_target_": "nowhere.Loss"}, L(MemoryLoss)(alfa=1.0)])
 def test_a_loss_that_cannot_be_built_is_named(tmp_path, config):
     with pytest.raises(UserError, match=r"distillation\.losses\.mine cannot be built: "):

@@ -2,7 +2,22 @@
 
 from torch import Tensor, nn
 
-from ..modeling import Detector, Memory, Outputs, Queries, Targets
+from ..errors import UserError
+from ..modeling import Detector, Memory, Outputs, Predictions, Queries, Targets
+
+
+class Groups(dict[str, Predictions]):
+    """Predictions for a loss's groups of queries; an error names the loss if it uses another group."""
+
+    def __init__(self, loss: str, groups: dict[str, Predictions]):
+        super().__init__(groups)
+        self.loss = loss
+
+    def __missing__(self, group: str) -> Predictions:
+        raise UserError(
+            f"distillation.losses.{self.loss} uses predictions for the queries {group!r}, which it does not make: "
+            "return them from its method `queries`"
+        )
 
 
 class DistillationLoss(nn.Module):
@@ -80,6 +95,6 @@ class DistillationLoss(nn.Module):
         return Outputs(
             outputs.memory if self.requires_memory else None,
             outputs.object_predictions if self.requires_objects else None,
-            {group: outputs.extra_predictions[key] for key, group in groups.items()},
+            Groups(name, {group: outputs.extra_predictions[key] for key, group in groups.items()}),
             outputs.object_content if self.requires_objects else None,
         )

@@ -230,7 +230,7 @@ class DistillationHook(HookBase):
         # groups that are the object queries need no second pass
         own = {"objects": objects} if objects is not None else {}
         groups = own | {name: queries for name, queries in extra.items() if queries is not objects}
-        with record_content(teacher) as content:
+        with record_content(teacher) if objects is not None else contextlib.nullcontext([]) as content:
             predictions = teacher.decode_groups(memory, groups) if groups else {}
         return extra, Outputs(
             memory.select(self.teacher_levels) if self.requires_memory else None,
