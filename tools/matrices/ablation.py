@@ -1,4 +1,8 @@
-"""CLoCKDistill on street scenes, with one of its parts left out or replaced in each run."""
+"""CLoCKDistill on street scenes, with one of its parts left out or replaced in each run.
+
+A loss that replaces the memory loss has a weight with which its gradient is as long as the memory loss's, for DINO's
+student after 10 to 30 iterations with seed 100.
+"""
 
 matrix = dict(
     title="Ablation on street scenes",
@@ -7,10 +11,14 @@ matrix = dict(
     iterations=400,
     methods={
         "clockdistill": [],
-        "backbone feature": ["distillation.losses.memory.feature=backbone"],
+        "backbone feature": [
+            "distillation.losses.memory.feature=backbone",
+            "distillation.losses.memory.alpha=0.03",
+            "distillation.losses.memory.beta=0.03",
+        ],
         "no masks": [
             "distillation.losses.memory=null",
-            "+distillation.losses.plain={_target_: clockdistill.distillation.PlainFeatureLoss, weight: 1.0}",
+            "+distillation.losses.plain={_target_: clockdistill.distillation.PlainFeatureLoss, weight: 130.0}",
         ],
         "no logits": ["distillation.losses.logits=null"],
         "matched logits": [

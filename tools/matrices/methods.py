@@ -17,7 +17,7 @@ def scaled(losses, factor):
 
 methods = dict(
     clockdistill=[],
-    balance=["distillation.balance={memory: 6, logits: 1}"],
+    balance=["distillation.balance={memory: 6.0, logits: 1.0}"],
     fitnets=scaled(fitnets, 75),
     fgd=scaled(fgd, 6),
     mgd=scaled(mgd, 300),
