@@ -177,6 +177,11 @@ def test_folders_of_the_datasets_are_not_in_the_recorded_command(monkeypatch):
             "matrix = dict(title='', data='', seeds=[], iterations=1, methods={}, cells={}, tuning=dict(seed=1))",
             r"has no matrix.tuning.cell",
         ),
+        (
+            "matrix = dict(title='', data='', seeds=[], iterations=1, methods={}, cells={}, "
+            "tuning=dict(cell='', seed=1, factors=[1, 3]))",
+            r"has 2 matrix.tuning.factors: give 4",
+        ),
     ],
 )
 def test_wrong_matrices_are_refused(text, message, tmp_path):
@@ -319,18 +324,37 @@ def test_main_names_failed_runs(main, capsys):
 # --- tune
 
 
-def test_tuning_chooses_the_factor_with_the_highest_ap(project):
-    tuning = dict(cell="dino", seed=100, factors=[0.1, 1, 3], iterations=5, overrides=["model.num_queries=30"])
-    trials = experiment_matrix.tuning_runs(MATRIX | dict(overrides=["model.num_classes=3"], tuning=tuning))
-    assert [(run.method, run.seed) for run in trials] == [(f"clockdistill x{f}", 100) for f in (0.1, 1, 3)]
+TUNING = dict(cell="dino", seed=100, factors=[0.1, 0.3, 1, 3], iterations=5, overrides=["model.num_queries=30"])
+
+
+def test_trials_have_the_iterations_and_overrides_of_the_tuning():
+    trials = experiment_matrix.tuning_runs(MATRIX | dict(overrides=["model.num_classes=3"], tuning=TUNING))
+    assert [(run.method, run.seed) for run in trials] == [(f"clockdistill x{f}", 100) for f in TUNING["factors"]]
     assert all(run.iterations == 5 for run in trials)
     assert all({"model.num_classes=3", "model.num_queries=30"} <= set(run.arguments) for run in trials)
-    assert experiments.execute(trials, jobs=2) == []
-    for run, ap in zip(trials, (10.0, 14.0, 12.0), strict=True):
-        (run.folder / "results.json").write_text(json.dumps(dict(bbox=dict(AP=ap))))
-    assert experiments.choose_factors(trials) == dict(clockdistill=dict(factor=1, AP={0.1: 10.0, 1: 14.0, 3: 12.0}))
     with pytest.raises(UserError, match="toy has no tuning"):
         experiment_matrix.tuning_runs(MATRIX)
+
+
+@pytest.mark.parametrize(("ap", "best", "left_out"), [([9.0, 8.0, 7.0, 0], 0.1, 3), ([0, 7.0, 8.0, 7.5], 1, 0.1)])
+def test_tuning_takes_its_third_step_in_the_better_direction(project, ap, best, left_out):
+    trials = experiment_matrix.tuning_runs(MATRIX | dict(tuning=TUNING))
+    text = Path(experiment_matrix.TRAIN_NET).read_text()
+    by_folder = {str(run.folder): value for run, value in zip(trials, ap, strict=True)}
+    Path(experiment_matrix.TRAIN_NET).write_text(text.replace("12.5", f"{by_folder}[str(out)]"))
+    assert experiments.tune(trials, jobs=2) == []
+    chosen = experiments.choose_factors(trials)["clockdistill"]
+    expected = dict(zip(TUNING["factors"], ap, strict=True))
+    del expected[left_out]
+    assert chosen == dict(factor=best, AP=expected)
+    experiments.tune(trials, jobs=2)
+    assert len(calls()) == 3
+
+
+def test_tuning_names_failed_trials(project):
+    trials = experiment_matrix.tuning_runs(MATRIX | dict(tuning=TUNING))
+    Path("failing").write_text(str(trials[1].folder))
+    assert experiments.tune(trials, jobs=2) == [trials[1]]
 
 
 # --- report

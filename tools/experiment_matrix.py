@@ -9,8 +9,8 @@ A matrix is a LazyConfig file with a dictionary `matrix`:
 - methods: by name, losses as in `configs/common/methods.py`, or a list of overrides of the distillation config.
 - cells: by name, the configs `student` and `distilled` of a family. Optional are `teacher` (`config`, `iterations`,
   `seed`), which is trained first, and from which the students start; and `methods` for this cell only.
-- tuning (optional): the cell, seed and factors with which `experiments.py tune` chooses the methods' weights, and
-  `iterations` and `overrides` that differ from the runs'.
+- tuning (optional): the cell, seed and four factors, in ascending order, with which `experiments.py tune` chooses the
+  methods' weights, and `iterations` and `overrides` that differ from the runs'.
 """
 
 import functools
@@ -41,6 +41,7 @@ KEYS = {"title", "data", "seeds", "iterations", "methods", "cells"}
 CELL_KEYS = {"student", "distilled"}
 TEACHER_KEYS = {"config", "iterations", "seed"}
 TUNING_KEYS = {"cell", "seed", "factors"}
+NUM_FACTORS = 4
 WEIGHT = re.compile(r"alpha|beta|(\w+_)?weight")
 
 
@@ -136,6 +137,8 @@ def load_matrix(path: str) -> dict:
             require(path, f"matrix.cells.{cell}.teacher", configs.teacher, TEACHER_KEYS, exact=True)
     if "tuning" in matrix:
         require(path, "matrix.tuning", matrix.tuning, TUNING_KEYS)
+        if len(matrix.tuning.factors) != NUM_FACTORS:
+            raise UserError(f"{path} has {len(matrix.tuning.factors)} matrix.tuning.factors: give {NUM_FACTORS}")
     # references in the methods are to the runs' configs
     return OmegaConf.to_container(matrix, resolve=False) | {"name": Path(path).stem}
 

@@ -164,11 +164,38 @@ def status_table(runs: Sequence[Run]) -> str:
     return tabulate(cells, headers, tablefmt="pipe", disable_numparse=True)
 
 
+def next_trials(runs: Sequence[Run]) -> list[Run]:
+    """Return the trials that come next, given a method's four in the order of their factors.
+
+    All methods get three trials: with the two factors in the middle, then with the one beyond the better of these.
+    """
+    lowest, low, high, highest = runs
+    if not (low.is_done and high.is_done):
+        return [low, high]
+    return [lowest if (low.metrics["AP"] or 0) > (high.metrics["AP"] or 0) else highest]
+
+
+def tune(runs: Sequence[Run], jobs: int) -> list[Run]:
+    """Run the trials of all methods, and return those that failed."""
+    methods: dict[tuple, list[Run]] = {}
+    for run in runs:
+        methods.setdefault((run.data, method_of(run)), []).append(run)
+    for _ in range(2):
+        if failed := execute([trial for trials in methods.values() for trial in next_trials(trials)], jobs):
+            return failed
+    return []
+
+
+def method_of(trial: Run) -> str:
+    return trial.method.rpartition(" x")[0]
+
+
 def choose_factors(runs: Sequence[Run]) -> dict[str, dict]:
-    """Return each method's factor with the highest AP, and the AP of all, by the method's name."""
+    """Return each method's factor with the highest AP, and the AP of all its trials, by the method's name."""
     trials: dict[str, dict[float, float]] = {}
     for run in runs:
-        trials.setdefault(run.method.rpartition(" x")[0], {})[run.factor] = run.metrics["AP"] or 0.0
+        if run.is_done:
+            trials.setdefault(method_of(run), {})[run.factor] = run.metrics["AP"] or 0.0
     return {method: dict(factor=max(ap, key=ap.get), AP=ap) for method, ap in trials.items()}
 
 
@@ -237,7 +264,7 @@ def act(args: argparse.Namespace, matrices: Sequence[dict]) -> int:
     if args.command == "status":
         print(f"{status_table(with_teachers(runs))}\n\n{len(runs)} runs{left(with_teachers(runs), args.jobs)}")
         return 0
-    if failed := execute(runs, args.jobs):
+    if failed := (tune if tuning else execute)(runs, args.jobs):
         print("error: these runs failed: " + ", ".join(map(str, failed)), file=sys.stderr)
         return 1
     if tuning:

@@ -21,7 +21,7 @@ matrix = dict(
         cell="dino",
         seed=100,
         iterations=200,
-        factors=[0.3, 1, 3],
+        factors=[0.1, 0.3, 1, 3],
         overrides=[
             'dataloader.test.dataset.names="kitti:$DETECTRON2_DATASETS/street_scenes_tuning:val:'
             'Car+Van+Truck+Pedestrian+Cyclist"'
