@@ -6,9 +6,9 @@ student after 10 to 30 iterations with seed 100.
 
 matrix = dict(
     title="Ablation on street scenes",
-    data="street",
+    data="street_ablation",
     seeds=[0, 1, 2],
-    iterations=400,
+    iterations=200,
     methods={
         "clockdistill": [],
         "backbone feature": [
