@@ -379,10 +379,12 @@ def test_report_has_means_deviations_and_differences(project, monkeypatch):
     write_results()
     rows = table_rows(experiment_report.write_report(MATRIX, runs()))
     plain, distilled = rows[2:4]
-    assert plain == ["plain", "2", f"11.5 ± {statistics.stdev(AP['plain']):.1f}", "30.0 ± 0.0", "-", "-", "-", "-", ""]
+    deviation = statistics.stdev(AP["plain"])
+    assert plain[:-2] == ["plain", "2", f"11.5 ± {deviation:.1f}", "30.0 ± 0.0", "-", "-", "-", "-"]
     assert distilled[2] == f"14.5 ± {statistics.stdev(AP['clockdistill']):.1f}"
     # the seeds' differences are 5 and 1, and one of four bootstrap samples has either seed alone
-    assert distilled[-1] == "+3.0 [+1.0, +5.0]"
+    assert plain[-2:] == ["", "+3.0 [+1.0, +5.0]"]
+    assert distilled[-2:] == ["+3.0 [+1.0, +5.0]", ""]
     assert rows[4:] == [["method", "AP-Car", "AP-Van"], rows[5], *[[m, "5.0 ± 0.0", "-"] for m in AP]]
     page = Path("docs/results.md").read_text()
     assert page.startswith("# Results\n<!-- toy -->\n\n**Toy, dino**\n\n|")
@@ -415,18 +417,45 @@ def test_report_needs_a_place_on_the_page(project, monkeypatch):
     assert not Path("docs/results").exists()
 
 
+def test_summary_averages_over_cells(project, monkeypatch):
+    """CLoCKDistill against a method in two cells, and without variants of CLoCKDistill."""
+    ap = AP | dict(fitnets=[12.0, 12.0], balance=[15.0, 15.0])
+    monkeypatch.setattr(experiment_report, "resample", lambda run: np.full(1000, ap[run.method][run.seed]))
+    matrix = MATRIX | dict(methods=dict(clockdistill=[], fitnets={}, balance=[]))
+    matrix["cells"] = dict.fromkeys(("dino", "dab_detr"), MATRIX["cells"]["dino"])
+    monkeypatch.setattr(experiment_matrix, "load", lambda config: OmegaConf.create(dict(distillation=dict(losses={}))))
+    with open("docs/results.md", "a") as page:
+        page.write("<!-- summary -->\n<!-- end of summary -->\n")
+    trained = experiment_matrix.runs_of(matrix, {})
+    experiments.execute(trained, jobs=2)
+    for run in trained:
+        metrics = dict(AP=ap[run.method][run.seed] + (run.cell == "dab_detr") * (run.method == "clockdistill"))
+        (run.folder / "results.json").write_text(json.dumps(dict(bbox=metrics)))
+    experiment_report.write_report(matrix, trained)
+    rows = table_rows(experiment_report.write_summary([matrix]))[2:]
+    # differences of the seeds 5 and 1 (plain), 3 and 2 (fitnets); the mean of two has half their spread, that of two
+    # cells 1/sqrt(2) of it
+    plain, fitnets = 1.96 * 2 / 2, 1.96 * 0.5 / 2
+    assert [row[:2] for row in rows] == [["plain", "2"], ["fitnets", "2"]]
+    for row, mean, half in zip(rows, (3.5, 3.0), (plain, fitnets), strict=True):
+        values = [float(value) for value in row[2].replace("[", "").replace("]", "").replace(",", "").split()]
+        assert values == pytest.approx([mean, mean - half, mean + half], abs=0.11)
+    assert rows[0][2] in Path("docs/results.md").read_text()
+
+
 def test_interval_covers_seeds_and_images():
     rng = np.random.default_rng(3)
     plain = rng.normal(10, 1, (4, 2000))
     # the images' noise is shared by a pair, and cancels
     method = plain + np.array([[1.0], [2.0], [3.0], [4.0]])
-    low, high = experiment_report.bootstrap_interval(method, plain)
+    low, high = experiment_report.bootstrap_difference(method, plain)["interval"]
     means = [np.mean(rng.choice([1, 2, 3, 4], 4)) for _ in range(20000)]
     assert (low, high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.26)
+    assert experiment_report.bootstrap_difference(method, plain)["deviation"] == pytest.approx(np.std(means), rel=0.1)
     # with one seed, the images alone
     images = rng.normal(0, 1, (1, 2000))
-    interval = experiment_report.bootstrap_interval(plain[:1] + images, plain[:1])
-    assert interval == pytest.approx(tuple(np.percentile(images, [2.5, 97.5])))
+    interval = experiment_report.bootstrap_difference(plain[:1] + images, plain[:1])["interval"]
+    assert tuple(interval) == pytest.approx(tuple(np.percentile(images, [2.5, 97.5])))
 
 
 def test_detections_must_be_those_of_the_results(project):

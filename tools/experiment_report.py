@@ -1,5 +1,7 @@
 """Tables, confidence intervals and bar charts of a matrix of experiments, from the files of its runs."""
 
+import functools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ from clockdistill.config_file import execute_config
 from clockdistill.errors import UserError
 from clockdistill.evaluation.bootstrap import match_detections, resampled_ap
 from clockdistill.evaluation.results import write_json
-from experiment_matrix import PLAIN, TEACHER, Run, methods_of, read_json, with_teachers
+from experiment_matrix import FULL, PLAIN, TEACHER, Run, methods_of, read_json, with_teachers
 
 PAGE = Path("docs/results.md")
 RESULTS = Path("docs/results")
@@ -68,7 +70,9 @@ def describe(run: Run) -> dict:
 
 
 def cell_differences(results: Sequence[dict], cell: str, done: Sequence[Run], old: Sequence[dict]) -> Iterator[dict]:
-    """Yield each method's difference from the plain student, over the seeds that both have.
+    """Yield each method's difference from the plain student, and CLoCKDistill's from each other method.
+
+    A difference is over the seeds that both have.
 
     Args:
         results: of all runs.
@@ -77,22 +81,21 @@ def cell_differences(results: Sequence[dict], cell: str, done: Sequence[Run], ol
     """
     ap = {(r["method"], r["seed"]): r["metrics"]["AP"] or 0.0 for r in results if r["cell"] == cell}
     runs = {(run.method, run.seed): run for run in done if run.cell == cell}
-    samples: dict[tuple, np.ndarray] = {}
-    for method in dict.fromkeys(method for method, _ in ap if method not in (PLAIN, TEACHER)):
-        seeds = sorted(seed for m, seed in ap if m == method and (PLAIN, seed) in ap)
+    sample = functools.cache(lambda method, seed: resample(runs[method, seed]))
+    methods = list(dict.fromkeys(method for method, _ in ap if method not in (PLAIN, TEACHER)))
+    pairs = [(PLAIN, method) for method in methods] + [(method, FULL) for method in methods if method != FULL]
+    for baseline, method in pairs:
+        seeds = sorted(seed for m, seed in ap if m == method and (baseline, seed) in ap)
         if not seeds:
             continue
-        pairs = [(name, seed) for name in (PLAIN, method) for seed in seeds]
-        interval = None
-        if runs.keys() >= set(pairs):
-            for pair in pairs:
-                if pair not in samples:
-                    samples[pair] = resample(runs[pair])
-            interval = bootstrap_interval(*(np.stack([samples[n, seed] for seed in seeds]) for n in (method, PLAIN)))
-        values = [ap[method, seed] - ap[PLAIN, seed] for seed in seeds]
-        difference = dict(cell=cell, method=method, seeds=seeds, AP=values, interval=interval, resamples=RESAMPLES)
-        kept = [d for d in old if (d["cell"], d["method"], d["seeds"], d["AP"]) == (cell, method, seeds, values)]
-        yield kept[0] if interval is None and kept else difference
+        values = [ap[method, seed] - ap[baseline, seed] for seed in seeds]
+        difference = dict(cell=cell, baseline=baseline, method=method, seeds=seeds, AP=values)
+        if runs.keys() >= {(name, seed) for name in (baseline, method) for seed in seeds}:
+            samples = [np.stack([sample(name, seed) for seed in seeds]) for name in (method, baseline)]
+            yield difference | bootstrap_difference(*samples)
+        else:
+            kept = [d for d in old if d.items() >= difference.items()]
+            yield kept[0] if kept else difference | dict(interval=None, deviation=None)
 
 
 def resample(run: Run) -> np.ndarray:
@@ -119,19 +122,44 @@ def annotations_of(run: Run) -> str:
     return name.split(":")[1]
 
 
-def bootstrap_interval(method: np.ndarray, plain: np.ndarray) -> tuple[float, float]:
-    """Percentile interval of the mean difference, over seeds and images drawn with replacement.
+def bootstrap_difference(method: np.ndarray, baseline: np.ndarray) -> dict:
+    """Return the percentile interval and the deviation of the mean difference, over resampled seeds and images.
 
     Args:
-        method, plain: AP (S, B) of S seeds on B resamples of the images.
+        method, baseline: AP (S, B) of S seeds on B resamples of the images.
     """
-    differences = method - plain
+    differences = method - baseline
     # not the generator's seed of `resample`, or the draws of seeds would depend on those of images
     seeds = np.random.default_rng(1).integers(len(differences), size=differences.shape)
     means = np.take_along_axis(differences, seeds, 0).mean(0)
     tail = (100 - CONFIDENCE) / 2
-    low, high = np.nanpercentile(means, [tail, 100 - tail])
-    return float(low), float(high)
+    return dict(interval=np.nanpercentile(means, [tail, 100 - tail]).tolist(), deviation=float(np.nanstd(means)))
+
+
+def write_summary(matrices: Sequence[dict]) -> str:
+    """Write how far CLoCKDistill is ahead of each other method, averaged over the cells of all matrices.
+
+    Variants of CLoCKDistill are left out. The interval is that of a normal distribution, with independent cells.
+    """
+    found: dict[str, list[dict]] = {}
+    for matrix in matrices:
+        for d in read_json(RESULTS / f"{matrix['name']}.json")["differences"]:
+            method = methods_of(matrix, d["cell"]).get(d["baseline"])
+            if d["method"] == FULL and d["interval"] and (d["baseline"] == PLAIN or isinstance(method, dict)):
+                found.setdefault(d["baseline"], []).append(d)
+    rows = [[method, len(cells), gain(average(cells))] for method, cells in found.items()]
+    text = markdown(rows, ["method", "cells", f"CLoCKDistill minus it, in AP [{CONFIDENCE}%]"])
+    PAGE.write_text(insert(PAGE.read_text(encoding="utf-8"), "summary", text), encoding="utf-8")
+    return text
+
+
+def average(differences: Sequence[dict]) -> dict:
+    means = [statistics.mean(d["AP"]) for d in differences]
+    mean = statistics.mean(means)
+    deviation = math.hypot(*(d["deviation"] for d in differences)) / len(differences)
+    normal = statistics.NormalDist(mean, deviation)
+    tail = (1 - CONFIDENCE / 100) / 2
+    return dict(AP=means, interval=[normal.inv_cdf(tail), normal.inv_cdf(1 - tail)] if deviation else [mean, mean])
 
 
 def tables(matrix: dict, results: Sequence[dict], differences: Sequence[dict]) -> str:
@@ -141,12 +169,15 @@ def tables(matrix: dict, results: Sequence[dict], differences: Sequence[dict]) -
         rows = methods_in_order(matrix, cell, results)
         if not rows:
             continue
-        gains = {d["method"]: d for d in differences if d["cell"] == cell}
+        gains = {(d["baseline"], d["method"]): d for d in differences if d["cell"] == cell}
         main = [
-            [method, len(metrics), *(mean_std(metrics, name) for name in METRICS), gain(gains.get(method))]
+            [
+                *(method, len(metrics), *(mean_std(metrics, name) for name in METRICS)),
+                *(gain(gains.get(pair)) for pair in ((PLAIN, method), (method, FULL))),
+            ]
             for method, metrics in rows.items()
         ]
-        headers = ["method", "runs", *METRICS, f"difference in AP [{CONFIDENCE}%]"]
+        headers = ["method", "runs", *METRICS, f"minus {PLAIN} [{CONFIDENCE}%]", f"{FULL} minus it [{CONFIDENCE}%]"]
         classes = [name for name in next(iter(rows.values()))[0] if name.startswith("AP-")]
         by_class = [[method, *(mean_std(metrics, name) for name in classes)] for method, metrics in rows.items()]
         parts += [f"**{matrix['title']}, {cell}**", markdown(main, headers)]

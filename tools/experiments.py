@@ -37,7 +37,7 @@ from experiment_matrix import (
     tuning_runs,
     with_teachers,
 )
-from experiment_report import write_report
+from experiment_report import write_report, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSOLE = "console.txt"  # what train_net.py prints
@@ -257,6 +257,7 @@ def act(args: argparse.Namespace, matrices: Sequence[dict]) -> int:
     if args.command == "report":
         for matrix in matrices:
             print(write_report(matrix, runs_of(matrix, factors)), end="\n\n")
+        print(write_summary(matrices))
         return 0
     tuning = args.command == "tune"
     runs = [run for matrix in matrices for run in (tuning_runs(matrix) if tuning else runs_of(matrix, factors))]
