@@ -2,6 +2,11 @@
 
 from .methods import methods
 
+# CLoCKDistill with FitNets' loss beside its own
+with_hint = [
+    "+distillation.losses.hint={_target_: clockdistill.distillation.FitNetsLoss, weight: 1.5e-3, feature: backbone}"
+]
+
 matrix = dict(
     title="Street scenes",
     data="street",
@@ -12,6 +17,7 @@ matrix = dict(
         family: dict(
             student=f"{family}/{family}_r18_tiny_street.py",
             distilled=f"{family}/{family}_r18_small_to_tiny_street.py",
+            methods={"with hint": with_hint} if family == "dino" else {},
         )
         for family in ("dino", "deformable_detr", "dab_detr")
     }
