@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..checks import Rule, above, some_of
 from ..modeling.criterion import average_over_ranks
+from .gradients import gradient
 
 # weight of a new measurement in the moving average of logarithms: the gradients of single batches are noisy
 RATE = 0.3
@@ -84,22 +85,16 @@ class GradientBalance(nn.Module):
         """Add the gradients of a batch to those of the step's earlier batches."""
         # of all parameters, as for the gradient shares, and not only of the memory: losses on the backbone's features
         # do not reach it, and the logit loss also trains the decoder
-        parameters = [p for p in student.parameters() if p.requires_grad]
         totals = {name: sum(losses[name].values(), start=torch.zeros_like(detection)) for name in self.weights}
         for name, loss in {None: detection, **totals}.items():
             # in float16 a gradient neither overflows nor vanishes if the loss is as large as the detection loss
             factor = (detection / loss).detach().abs()
             scale = loss_scale * torch.where((factor > 0) & factor.isfinite(), factor, 1.0)
-            if loss.requires_grad:
-                gradients = torch.autograd.grad(loss * scale, parameters, retain_graph=True, materialize_grads=True)
-            else:
-                gradients = [torch.zeros_like(p) for p in parameters]
-            gradient = torch.cat([g.flatten().float() for g in gradients]) / scale
-            self._gradients[name] = self._gradients.get(name, 0) + gradient
+            self._gradients[name] = self._gradients.get(name, 0) + gradient(loss, student, scale)
 
     def _update(self) -> None:
         """Move the weights toward the wanted ones, which the gradients of the joint batch determine."""
-        norms = torch.stack([average_over_ranks(gradient).norm() for gradient in self._gradients.values()])
+        norms = torch.stack([average_over_ranks(total).norm() for total in self._gradients.values()])
         norms = dict(zip(self._gradients, norms.tolist(), strict=True))
         self._gradients = {}
         # a new dictionary, since the step's batches have the old weights

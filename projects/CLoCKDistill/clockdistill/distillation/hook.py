@@ -21,6 +21,7 @@ from ..modeling.parallel import synchronized
 from .balance import GradientBalance, ratios_of
 from .base import DistillationLoss
 from .calibration import calibrate, calibration_path, fingerprint, load_embedding, save_embedding
+from .gradients import log_gradient_shares
 from .target_queries import QueryAdapter, check_source, make_embedding
 from .teacher import PAIRINGS, load_teacher, pair_levels
 
@@ -279,18 +280,3 @@ def wrap_ddp(module: nn.Module) -> nn.Module:
     if comm.get_world_size() > 1 and any(p.requires_grad for p in module.parameters()):
         return DistributedDataParallel(module)
     return module
-
-
-def log_gradient_shares(terms: dict[str, Tensor], student: nn.Module, loss_scale: float) -> None:
-    """Log the norm of each term's gradient with respect to the student's parameters, divided by their sum."""
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    norms = {}
-    for name, term in terms.items():
-        if term.requires_grad:
-            # scaled as in the backward pass, so that small gradients do not vanish in float16
-            gradients = torch.autograd.grad(term * loss_scale, parameters, retain_graph=True, materialize_grads=True)
-            norms[name] = torch.linalg.vector_norm(torch.stack([g.float().norm() for g in gradients]))
-    total = sum(norms.values())
-    if total.isfinite():
-        shares = {f"gradient_share/{name.removeprefix('loss_')}": float(n / total) for name, n in norms.items()}
-        get_event_storage().put_scalars(smoothing_hint=False, **shares)

@@ -93,21 +93,40 @@ class LogitLoss(DistillationLoss):
         }
 
 
-class TargetAwareLogitLoss(LogitLoss):
-    """Target-aware logit loss: teacher and student decode the same queries, made from the ground truth."""
+class SharedQueriesLoss(LogitLoss):
+    """Base class of losses that compare the answers of both decoders to one group of queries.
 
-    requires_targets = True
+    Attributes:
+        group: name of the group in `Outputs.extra_predictions`.
+    """
+
+    group: str
+
+    def valid(self, targets: Targets) -> Tensor | bool:
+        """Return which of the group's queries have a loss, (B, Q); True if all have one."""
+        return True
 
     def normalizer(self, teacher: Outputs, targets: Targets) -> Tensor:
         """Return the sum of the weights for each layer of the teacher."""
-        return self.weights(teacher.target_predictions, ~targets.padding).sum((1, 2))
+        return self.weights(teacher.extra_predictions[self.group], self.valid(targets)).sum((1, 2))
 
     def forward(
         self, teacher: Outputs, student: Outputs, targets: Targets, normalizer: Tensor | None = None
     ) -> dict[str, Tensor]:
         if normalizer is None:
             normalizer = self.normalizer(teacher, targets)
-        return self.compare(teacher.target_predictions, student.target_predictions, ~targets.padding, normalizer)
+        predictions = (outputs.extra_predictions[self.group] for outputs in (teacher, student))
+        return self.compare(*predictions, self.valid(targets), normalizer)
+
+
+class TargetAwareLogitLoss(SharedQueriesLoss):
+    """Target-aware logit loss: teacher and student decode the same queries, made from the ground truth."""
+
+    requires_targets = True
+    group = "targets"
+
+    def valid(self, targets: Targets) -> Tensor:
+        return ~targets.padding
 
 
 class MatchedLogitLoss(LogitLoss):
