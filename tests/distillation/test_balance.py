@@ -1,4 +1,4 @@
-"""Weights that follow the gradients. On several processes, see test_hook.py."""
+"""Weights that follow the gradients. On several processes, see test_processes.py."""
 
 import io
 import itertools

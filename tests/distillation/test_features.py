@@ -1,4 +1,4 @@
-"""FitNets, FGD and MGD against their formulas. On several processes, see test_hook.py."""
+"""FitNets, FGD and MGD against their formulas. On several processes, see test_processes.py."""
 
 import math
 from types import SimpleNamespace

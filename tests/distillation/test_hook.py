@@ -1,12 +1,8 @@
 import copy
 import re
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
@@ -18,33 +14,12 @@ from clockdistill.distillation import (
     MemoryLoss,
     TargetAwareLogitLoss,
 )
-from clockdistill.distillation.teacher import pair_levels
-from clockdistill.engine import load_config
 from clockdistill.errors import UserError
 from clockdistill.modeling import HungarianMatcher, Outputs, Queries
-from families import coco_config
-from helpers.distillation import WEIGHTS, make_hook, save_teacher, weights_by_loop
-from helpers.gradients import assert_equal_gradients, step_gradients
-from helpers.models import add_noise, random_batch, shrink, tiny, tiny_config
+from helpers.distillation import CROSS, VARIANTS, WEIGHTS, make_hook, save_teacher
+from helpers.models import add_noise, random_batch, tiny, tiny_config
 
-# one variant for each way of making content and position of queries
-VARIANTS = {
-    "dino": "denoising",
-    "deformable_detr": "random",
-    "deformable_detr.two_stage": "random",
-    "dab_detr": "random",
-}
 variants = pytest.mark.parametrize(("variant", "embedding"), VARIANTS.items())
-# teacher, student, and the stride of the only level that they share, or 0 if they share all
-CROSS = [
-    ("dino", "dab_detr", 32),
-    ("dino", "dab_detr.dc5", 16),
-    ("dab_detr", "dino", 32),
-    ("deformable_detr.two_stage", "dab_detr", 32),
-    ("dino", "deformable_detr", 0),
-]
-# families with a light student
-LIGHT = ["dino", "deformable_detr"]
 pairs = pytest.mark.parametrize(
     ("teacher_variant", "student_variant"),
     [(variant, variant) for variant in VARIANTS] + [pair[:2] for pair in CROSS],
@@ -276,104 +251,6 @@ def test_mixed_precision_is_near_full_precision(tmp_path, dtype, variant, embedd
 
 
 @pytest.mark.parametrize(
-    ("teacher", "student", "expected"),
-    [
-        ([8, 16, 32, 64], [8, 16, 32, 64], ([0, 1, 2, 3], [0, 1, 2, 3])),
-        ([8, 16, 32, 64], [32], ([2], [0])),
-        ([16], [8, 16, 32], ([0], [1])),
-        ([4, 8, 16, 32, 64], [8, 16, 32, 64], ([1, 2, 3, 4], [0, 1, 2, 3])),
-        ([32, 16, 8], [8, 16, 32], ([0, 1, 2], [2, 1, 0])),
-        ([8, 16, 16, 32], [8, 16, 16, 32], ([0, 1, 2, 3], [0, 1, 2, 3])),
-        ([16], [32], ([0], [0])),
-        ([8, 16], [32], ([], [])),
-    ],
-)
-def test_levels_of_the_same_stride_are_paired(teacher, student, expected):
-    assert pair_levels(teacher, student) == expected
-
-
-@pytest.mark.parametrize(
-    ("teacher", "student", "pairs"),
-    [
-        ([8, 16, 32], [16, 32, 64], 3),
-        ([8, 16, 32, 64], [16, 32, 64], 3),
-        ([8, 16, 32, 64], [32], 1),
-        ([16], [8, 16], 1),
-    ],
-)
-def test_levels_are_paired_in_order_if_the_config_says_so(teacher, student, pairs):
-    assert pair_levels(teacher, student, "order") == (list(range(pairs)), list(range(pairs)))
-
-
-def light(family):
-    """A light student, shrunk: no level of stride 8, and half of its teacher's queries."""
-    model = shrink(load_config(str(coco_config(family, "r18_light"))).model)
-    model.num_queries = 10
-    return instantiate(model)
-
-
-@pytest.mark.parametrize("family", LIGHT)
-def test_a_light_student_learns_from_a_deeper_and_wider_teacher(tmp_path, family):
-    student, teacher = light(family), save_teacher(tmp_path, family, embed_dim=64, decoder_layers=3)
-    hook = make_hook(student, teacher, embedding=VARIANTS[family])
-    losses = hook.compute_losses(student, random_batch())
-    terms = {name for name in losses if name.startswith(("loss_memory", "loss_logits"))}
-    assert len(terms) == 5
-    sum(losses[name] for name in terms).backward()
-    reached = [p.grad is not None for name, p in student.named_parameters() if name.startswith("decoder.layers.")]
-    assert all(reached)
-    assert all(p.grad.abs().sum() > 0 for p in hook.parameters())
-
-
-@pytest.mark.parametrize(
-    ("teacher_variant", "make_student", "strides"),
-    [
-        *((teacher, partial(tiny, student), [stride]) for teacher, student, stride in CROSS if stride),
-        *((family, partial(light, family), [16, 32, 64]) for family in LIGHT),
-    ],
-)
-def test_memories_are_compared_only_on_shared_levels(tmp_path, teacher_variant, make_student, strides):
-    student = add_noise(make_student(), scale=0.05)
-    hook = make_hook(
-        student, save_teacher(tmp_path, teacher_variant, embed_dim=64), embedding=VARIANTS[teacher_variant]
-    )
-    student.backbone.eval()
-    batch, canvas = random_batch(sizes=((128, 192), (64, 128))), (128, 192)
-    shapes = [[side // stride for side in canvas] for stride in strides]
-    valid = [[[side // stride for side in x["image"].shape[1:]] for stride in strides] for x in batch]
-    objects, background = weights_by_loop(valid, shapes, student.targets(batch))
-
-    def levels(model):
-        """The tokens of these strides (B, N, C), cut out of those of all levels."""
-        tokens = model.encode(model.preprocess(batch)).tokens
-        cells = [(canvas[0] // stride) * (canvas[1] // stride) for stride in model.strides]
-        by_stride = dict(zip(model.strides, tokens.split(cells, dim=1), strict=True))
-        return torch.cat([by_stride[stride] for stride in strides], 1)
-
-    with torch.no_grad():
-        losses = hook.compute_losses(student, batch)
-        projected = hook.modules["losses"]["memory"].projection(levels(student))
-        distance = (levels(hook.teacher) - projected).square().sum(-1)
-    torch.testing.assert_close(losses["loss_memory_object"], 1e-2 * (objects * distance).sum() / 2, rtol=1e-4, atol=0)
-    torch.testing.assert_close(
-        losses["loss_memory_background"], 1e-3 * (background * distance).sum() / 2, rtol=1e-4, atol=0
-    )
-
-
-def test_memories_without_a_common_level_are_refused(tmp_path):
-    """Losses that do not compare memories are not affected."""
-    config = tiny_config("dino")
-    config.encoder.num_levels = 2
-    config.neck.update(in_features=["res3", "res4"], in_channels=[16, 32])
-    student, teacher = instantiate(config), save_teacher(tmp_path, "dab_detr")
-    reason = r"levels of stride 32 and the student's of 8, 16, .*model\.neck\.in_features"
-    with pytest.raises(UserError, match=reason):
-        make_hook(student, teacher, embedding="random")
-    hook = make_hook(student, teacher, {"logits": TargetAwareLogitLoss(**WEIGHTS)}, embedding="random")
-    assert hook.compute_losses(student, random_batch())["loss_logits_class"] > 0
-
-
-@pytest.mark.parametrize(
     ("teacher_variant", "student_variant"),
     [("deformable_detr.two_stage", "deformable_detr"), ("dino", "deformable_detr")],
 )
@@ -404,50 +281,6 @@ def test_random_content_is_the_same_every_time(tmp_path):
     assert torch.equal(first.content.weight, second.content.weight)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(checkpoint="absent.pth"), "absent.pth does not exist"),
-        (dict(checkpoint=""), "no teacher checkpoint is given"),
-        (dict(config=""), "no teacher config is given"),
-        (dict(config="absent.py"), "config file absent.py does not exist"),
-    ],
-)
-def test_missing_teacher_files(tmp_path, change, message):
-    with pytest.raises(UserError, match=message):
-        make_hook(tiny(), save_teacher(tmp_path) | change)
-
-
-def test_a_teacher_config_needs_a_model(tmp_path):
-    config = tmp_path / "empty.yaml"
-    config.write_text("train: {}")
-    with pytest.raises(UserError, match=r"empty\.yaml has no `model`"):
-        make_hook(tiny(), save_teacher(tmp_path) | dict(config=str(config)))
-
-
-def test_the_teacher_gets_the_students_number_of_classes(tmp_path):
-    """A config's model.num_classes may have been overridden when the teacher was trained."""
-    teacher = save_teacher(tmp_path)
-    config = Path(teacher["config"])
-    config.write_text(re.sub(r"(?m)^( *)num_classes: 3$", r"\1num_classes: 7", config.read_text()))
-    assert "num_classes: 7" in config.read_text()
-    assert make_hook(tiny(), teacher).teacher.num_classes == 3
-
-
-def test_a_teacher_with_other_classes_is_refused(tmp_path):
-    with pytest.raises(UserError, match="4 classes and the student 3"):
-        make_hook(tiny(), save_teacher(tmp_path, num_classes=4))
-
-
-def test_teacher_checkpoint_that_leaves_a_parameter_unset(tmp_path):
-    teacher = save_teacher(tmp_path)
-    weights = torch.load(teacher["checkpoint"], weights_only=True)["model"]
-    del weights["encoder.level_embed"]
-    torch.save({"model": weights}, teacher["checkpoint"])
-    with pytest.raises(UserError, match=r"teacher\.pth does not set 1 .* encoder\.level_embed"):
-        make_hook(tiny(), teacher)
-
-
 def test_hook_is_made_from_a_config(tmp_path):
     node = L(DistillationHook)(
         teacher=save_teacher(tmp_path),
@@ -459,62 +292,3 @@ def test_hook_is_made_from_a_config(tmp_path):
     losses = instantiate(node).losses
     assert list(losses) == ["memory"]
     assert isinstance(losses["memory"], MemoryLoss)
-
-
-BALANCE = {"memory": 1.0, "logits": 0.3, "fgd": 0.1}
-# teacher ("" for none), student, batches per step, and `balance`
-DISTRIBUTED = [
-    ("dino", "dino", 1, None),
-    ("dino", "dab_detr", 2, None),
-    ("dab_detr", "dino", 2, BALANCE),
-    ("dab_detr", "deformable_detr", 1, None),
-    ("deformable_detr.two_stage", "deformable_detr.two_stage", 2, None),
-    ("", "dino", 2, None),
-]
-
-
-def gradients(teacher, student, folder, **options):
-    files = dict(config=f"{folder}/{teacher}/teacher.yaml", checkpoint=f"{folder}/{teacher}/teacher.pth")
-    return step_gradients(student, files if teacher else None, VARIANTS.get(teacher), **options)
-
-
-def work(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    for teacher, student, accumulate, balance in DISTRIBUTED:
-        result = gradients(
-            teacher,
-            student,
-            folder,
-            rank=rank,
-            world=2,
-            accumulate=accumulate,
-            images=4 * accumulate,
-            activation_checkpointing=True,
-            balance=balance,
-        )
-        if rank == 0:
-            torch.save(result, f"{folder}/{teacher}_{student}.pth")
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """A folder with the teachers, and with the gradients of all pairs by two processes."""
-    folder = tmp_path_factory.mktemp("distributed")
-    for variant in {teacher for teacher, *_ in DISTRIBUTED if teacher}:
-        (folder / variant).mkdir()
-        save_teacher(folder / variant, variant, embed_dim=64)
-    mp.spawn(work, (str(folder),), nprocs=2)
-    return folder
-
-
-@pytest.mark.parametrize(("teacher", "student", "accumulate", "balance"), DISTRIBUTED)
-def test_two_processes_give_the_gradients_of_one_on_the_joint_batch(
-    two_processes, teacher, student, accumulate, balance
-):
-    """So do several batches per step, and activation checkpointing, also with weights that follow the gradients."""
-    one = gradients(teacher, student, two_processes, images=4 * accumulate, balance=balance)
-    two = torch.load(two_processes / f"{teacher}_{student}.pth", weights_only=True)
-    assert any(name.startswith("query_adapter.content") for name in one) == bool(teacher)
-    assert_equal_gradients(two, one)

@@ -1,4 +1,4 @@
-"""KD-DETR and DETRDistill against their formulas. On several processes, see test_hook.py."""
+"""KD-DETR and DETRDistill against their formulas. On several processes, see test_processes.py."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Several batches per optimizer step. On several processes, see tests/distillation/test_hook.py."""
+"""Several batches per optimizer step. On several processes, see tests/distillation/test_processes.py."""
 
 import logging
 import re

@@ -12,6 +12,21 @@ from clockdistill.engine import Trainer
 from clockdistill.modeling import Memory, Outputs, Target, Targets
 from helpers.models import add_noise, random_batch, tiny, tiny_config
 
+# one variant for each way of making content and position of queries
+VARIANTS = {
+    "dino": "denoising",
+    "deformable_detr": "random",
+    "deformable_detr.two_stage": "random",
+    "dab_detr": "random",
+}
+# teacher, student, and the stride of the only level that they share, or 0 if they share all
+CROSS = [
+    ("dino", "dab_detr", 32),
+    ("dino", "dab_detr.dc5", 16),
+    ("dab_detr", "dino", 32),
+    ("deformable_detr.two_stage", "dab_detr", 32),
+    ("dino", "deformable_detr", 0),
+]
 WEIGHTS = dict(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
 
 
