@@ -6,7 +6,7 @@ from ..dino.dino_r18_tiny_street import dataloader, lr_multiplier, optimizer, tr
 from .dab_detr_r18_small_street import model
 
 model.backbone.width = 8
-model.neck.in_channels = [32]
+model.neck.in_channels = [16]
 
 train.init_checkpoint = str(Path(__file__).parents[2] / "demo" / "dab_detr_r18_small_street.pth")
 train.output_dir = "./output/dab_detr_r18_tiny_street"
