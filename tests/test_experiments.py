@@ -105,6 +105,15 @@ def test_methods_differ_from_the_plain_student_in_their_distillation_alone(path,
         assert plain.setdefault(cell, text) == text, method
 
 
+def test_a_cell_may_have_iterations_of_its_own():
+    cells = {
+        name: MATRIX["cells"]["dino"] | options for name, options in dict(dino={}, slow=dict(iterations=30)).items()
+    }
+    assert {(run.cell, run.iterations) for run in runs(MATRIX | dict(cells=cells))} == {("dino", 10), ("slow", 30)}
+    trials = experiment_matrix.tuning_runs(MATRIX | dict(cells=cells, tuning=TUNING | dict(cell="slow")))
+    assert {(run.cell, run.iterations) for run in trials} == {("slow", 5)}
+
+
 def test_losses_replace_those_of_the_config_and_all_weights_have_the_factor(monkeypatch):
     monkeypatch.chdir(ROOT)
     matrix = experiment_matrix.load_matrix("tools/matrices/street.py")

@@ -8,7 +8,8 @@ A matrix is a LazyConfig file with a dictionary `matrix`:
 - overrides (optional): of all runs; may contain environment variables, as in `$DETECTRON2_DATASETS`.
 - methods: by name, losses as in `configs/common/methods.py`, or a list of overrides of the distillation config.
 - cells: by name, the configs `student` and `distilled` of a family. Optional are `teacher` (`config`, `iterations`,
-  `seed`), which is trained first, and from which the students start; and `methods` for this cell only.
+  `seed`), which is trained first, and from which the students start; `methods` for this cell only; and the `iterations`
+  of this cell's students.
 - tuning (optional): the cell, seed and four factors, in ascending order, with which `experiments.py tune` chooses the
   methods' weights, and `iterations` and `overrides` that differ from the runs'.
 """
@@ -185,9 +186,10 @@ def tuning_runs(matrix: dict) -> list[Run]:
         raise UserError(f"the matrix {matrix['name']} has no tuning: tune the weights with tools/matrices/street.py")
     tuning = matrix["tuning"]
     cell, seed, factors = (tuning[key] for key in ("cell", "seed", "factors"))
+    shared = {key: tuning[key] for key in ("iterations",) if key in tuning}
     trials = matrix | dict(
         data=f"{matrix['data']}_tuning",
-        iterations=tuning.get("iterations", matrix["iterations"]),
+        cells={cell: matrix["cells"][cell] | shared},
         overrides=[*matrix.get("overrides", ()), *tuning.get("overrides", ())],
     )
     teacher = teacher_of(trials, cell)
@@ -220,7 +222,7 @@ def student_run(
             files = dict(config="config.yaml", checkpoint="model_final.pth")
             overrides += [f"distillation.teacher.{key}={teacher.folder}/{name}" for key, name in files.items()]
         overrides += distillation_overrides(config, methods_of(matrix, cell)[method], factor)
-    iterations = matrix["iterations"]
+    iterations = configs.get("iterations", matrix["iterations"])
     return Run(matrix["data"], cell, label or method, seed, iterations, config, tuple(overrides), factor, teacher)
 
 
