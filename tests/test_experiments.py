@@ -183,6 +183,11 @@ def test_folders_of_the_datasets_are_not_in_the_recorded_command(monkeypatch):
             r"unknown key matrix.cells.a.teacher.lr: choose config, iterations, seed",
         ),
         (
+            "matrix = dict(title='', data='', seeds=[], iterations=1, methods={}, cells=dict(a=dict(student='', "
+            "distilled='', iteration=2)))",
+            r"unknown key matrix.cells.a.iteration: choose distilled, iterations, methods, student, teacher",
+        ),
+        (
             "matrix = dict(title='', data='', seeds=[], iterations=1, methods={}, cells={}, tuning=dict(seed=1))",
             r"has no matrix.tuning.cell",
         ),

@@ -40,6 +40,7 @@ RECORD = "run.json"
 PLAIN, TEACHER, FULL = "plain", "teacher", "clockdistill"
 KEYS = {"title", "data", "seeds", "iterations", "methods", "cells"}
 CELL_KEYS = {"student", "distilled"}
+OPTIONAL_CELL_KEYS = {"teacher", "methods", "iterations"}
 TEACHER_KEYS = {"config", "iterations", "seed"}
 TUNING_KEYS = {"cell", "seed", "factors"}
 NUM_FACTORS = 4
@@ -133,9 +134,9 @@ def load_matrix(path: str) -> dict:
         raise UserError(f"{path} has no `matrix`: see tools/matrices for examples")
     require(path, "matrix", matrix, KEYS)
     for cell, configs in matrix.cells.items():
-        require(path, f"matrix.cells.{cell}", configs, CELL_KEYS)
+        require(path, f"matrix.cells.{cell}", configs, CELL_KEYS, OPTIONAL_CELL_KEYS)
         if "teacher" in configs:
-            require(path, f"matrix.cells.{cell}.teacher", configs.teacher, TEACHER_KEYS, exact=True)
+            require(path, f"matrix.cells.{cell}.teacher", configs.teacher, TEACHER_KEYS, set())
     if "tuning" in matrix:
         require(path, "matrix.tuning", matrix.tuning, TUNING_KEYS)
         if len(matrix.tuning.factors) != NUM_FACTORS:
@@ -144,12 +145,12 @@ def load_matrix(path: str) -> dict:
     return OmegaConf.to_container(matrix, resolve=False) | {"name": Path(path).stem}
 
 
-def require(path: str, name: str, section: DictConfig, keys: set[str], exact: bool = False) -> None:
-    """Raise a `UserError` unless a section of a matrix has these keys; if `exact`, it may have no others."""
+def require(path: str, name: str, section: DictConfig, keys: set[str], optional: set[str] | None = None) -> None:
+    """Raise a `UserError` unless a section of a matrix has these keys and, if `optional` is given, only those besides."""
     if missing := sorted(keys - section.keys()):
         raise UserError(f"{path} has no {name}.{missing[0]}: see tools/matrices for examples")
-    if exact and (unknown := sorted(section.keys() - keys)):
-        raise UserError(f"{path} has an unknown key {name}.{unknown[0]}: choose {', '.join(sorted(keys))}")
+    if optional is not None and (unknown := sorted(section.keys() - keys - optional)):
+        raise UserError(f"{path} has an unknown key {name}.{unknown[0]}: choose {', '.join(sorted(keys | optional))}")
 
 
 def runs_of(matrix: dict, factors: Mapping[str, float]) -> list[Run]:
@@ -186,10 +187,11 @@ def tuning_runs(matrix: dict) -> list[Run]:
         raise UserError(f"the matrix {matrix['name']} has no tuning: tune the weights with tools/matrices/street.py")
     tuning = matrix["tuning"]
     cell, seed, factors = (tuning[key] for key in ("cell", "seed", "factors"))
-    shared = {key: tuning[key] for key in ("iterations",) if key in tuning}
+    configs = matrix["cells"][cell]
+    iterations = tuning.get("iterations", configs.get("iterations", matrix["iterations"]))
     trials = matrix | dict(
         data=f"{matrix['data']}_tuning",
-        cells={cell: matrix["cells"][cell] | shared},
+        cells={cell: configs | {"iterations": iterations}},
         overrides=[*matrix.get("overrides", ()), *tuning.get("overrides", ())],
     )
     teacher = teacher_of(trials, cell)

@@ -12,13 +12,13 @@ def gradient(loss: Tensor, student: nn.Module, scale: float | Tensor) -> Tensor:
 
     Args:
         scale: factor of the loss in the backward pass, so that its gradient neither vanishes nor overflows in float16.
-            The gradient that is returned is without it.
+            The returned gradient is not scaled.
     """
     parameters = [p for p in student.parameters() if p.requires_grad]
     if not loss.requires_grad:
         return torch.zeros(sum(p.numel() for p in parameters), device=loss.device)
     gradients = torch.autograd.grad(loss * scale, parameters, retain_graph=True, materialize_grads=True)
-    return torch.cat([g.flatten().float() for g in gradients]) / scale
+    return torch.cat([g.flatten().float() for g in gradients]).div_(scale)
 
 
 def log_gradient_shares(terms: dict[str, Tensor], student: nn.Module, loss_scale: float) -> None:

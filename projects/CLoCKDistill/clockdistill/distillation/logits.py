@@ -94,7 +94,7 @@ class LogitLoss(DistillationLoss):
 
 
 class SharedQueriesLoss(LogitLoss):
-    """Base class of losses that compare the answers of both decoders to one group of queries.
+    """Base class of losses that compare both decoders' predictions for one group of queries.
 
     Attributes:
         group: name of the group in `Outputs.extra_predictions`.
