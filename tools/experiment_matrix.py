@@ -146,7 +146,7 @@ def load_matrix(path: str) -> dict:
 
 
 def require(path: str, name: str, section: DictConfig, keys: set[str], optional: set[str] | None = None) -> None:
-    """Raise a `UserError` unless a section of a matrix has these keys and, if `optional` is given, only those besides."""
+    """Raise a `UserError` unless a section of a matrix has these keys and, if given, only `optional` ones besides."""
     if missing := sorted(keys - section.keys()):
         raise UserError(f"{path} has no {name}.{missing[0]}: see tools/matrices for examples")
     if optional is not None and (unknown := sorted(section.keys() - keys - optional)):
