@@ -4,7 +4,7 @@ A matrix is a LazyConfig file with a dictionary `matrix`:
 
 - title: of its tables.
 - data: name of the output folder; matrices that share one share the runs with the same cell, method and seed.
-- seeds, iterations: of all students.
+- seeds, iterations: of the students.
 - overrides (optional): of all runs; may contain environment variables, as in `$DETECTRON2_DATASETS`.
 - methods: by name, losses as in `configs/common/methods.py`, or a list of overrides of the distillation config.
 - cells: by name, the configs `student` and `distilled` of a family. Optional are `teacher` (`config`, `iterations`,
@@ -187,11 +187,10 @@ def tuning_runs(matrix: dict) -> list[Run]:
         raise UserError(f"the matrix {matrix['name']} has no tuning: tune the weights with tools/matrices/street.py")
     tuning = matrix["tuning"]
     cell, seed, factors = (tuning[key] for key in ("cell", "seed", "factors"))
-    configs = matrix["cells"][cell]
-    iterations = tuning.get("iterations", configs.get("iterations", matrix["iterations"]))
+    iterations = tuning.get("iterations", iterations_of(matrix, cell))
     trials = matrix | dict(
         data=f"{matrix['data']}_tuning",
-        cells={cell: configs | {"iterations": iterations}},
+        cells={cell: matrix["cells"][cell] | {"iterations": iterations}},
         overrides=[*matrix.get("overrides", ()), *tuning.get("overrides", ())],
     )
     teacher = teacher_of(trials, cell)
@@ -203,6 +202,10 @@ def tuning_runs(matrix: dict) -> list[Run]:
 
 def methods_of(matrix: dict, cell: str) -> dict:
     return matrix["methods"] | matrix["cells"][cell].get("methods", {})
+
+
+def iterations_of(matrix: dict, cell: str) -> int:
+    return matrix["cells"][cell].get("iterations", matrix["iterations"])
 
 
 def teacher_of(matrix: dict, cell: str) -> Run | None:
@@ -224,7 +227,7 @@ def student_run(
             files = dict(config="config.yaml", checkpoint="model_final.pth")
             overrides += [f"distillation.teacher.{key}={teacher.folder}/{name}" for key, name in files.items()]
         overrides += distillation_overrides(config, methods_of(matrix, cell)[method], factor)
-    iterations = configs.get("iterations", matrix["iterations"])
+    iterations = iterations_of(matrix, cell)
     return Run(matrix["data"], cell, label or method, seed, iterations, config, tuple(overrides), factor, teacher)
 
 
