@@ -454,7 +454,11 @@ def test_summary_averages_over_cells(project, monkeypatch):
     for row, mean, half in zip(rows, (3.5, 3.0), (plain, fitnets), strict=True):
         values = [float(value) for value in row[2].replace("[", "").replace("]", "").replace(",", "").split()]
         assert values == pytest.approx([mean, mean - half, mean + half], abs=0.11)
-    assert rows[0][2] in Path("docs/results.md").read_text()
+    page = Path("docs/results.md").read_text()
+    assert rows[0][2] in page
+    # nothing to summarize
+    assert experiment_report.write_summary([]) == ""
+    assert Path("docs/results.md").read_text() == page
 
 
 def test_interval_covers_seeds_and_images():

@@ -140,6 +140,7 @@ def write_summary(matrices: Sequence[dict]) -> str:
     """Write how far CLoCKDistill is ahead of each other method, averaged over the cells of all matrices.
 
     Variants of CLoCKDistill are left out. The interval is that of a normal distribution, with independent cells.
+    Without other methods, as in an ablation, the page keeps its summary.
     """
     found: dict[str, list[dict]] = {}
     for matrix in matrices:
@@ -147,6 +148,8 @@ def write_summary(matrices: Sequence[dict]) -> str:
             method = methods_of(matrix, d["cell"]).get(d["baseline"])
             if d["method"] == FULL and d["interval"] and (d["baseline"] == PLAIN or isinstance(method, dict)):
                 found.setdefault(d["baseline"], []).append(d)
+    if not found:
+        return ""
     rows = [[method, len(cells), gain(average(cells))] for method, cells in found.items()]
     text = markdown(rows, ["method", "cells", f"CLoCKDistill minus it, in AP [{CONFIDENCE}%]"])
     PAGE.write_text(insert(PAGE.read_text(encoding="utf-8"), "summary", text), encoding="utf-8")
