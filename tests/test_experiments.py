@@ -161,13 +161,6 @@ def test_students_start_from_the_teacher_that_is_trained_first():
         assert (f"distillation.teacher.checkpoint={weights}" in run.overrides) == (run.method != "plain")
 
 
-def test_folders_of_the_datasets_are_not_in_the_recorded_command(monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
-    run = replace(runs()[0], overrides=("a=coco:$DETECTRON2_DATASETS/x.json", 'b="${model.criterion}"'))
-    assert "/data" not in run.command
-    assert experiment_matrix.expand(run.arguments)[3:5] == ["a=coco:/data/x.json", 'b="${model.criterion}"']
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -5,7 +5,7 @@ A matrix is a LazyConfig file with a dictionary `matrix`:
 - title: of its tables.
 - data: name of the output folder; matrices that share one share the runs with the same cell, method and seed.
 - seeds, iterations: of the students.
-- overrides (optional): of all runs; may contain environment variables, as in `$DETECTRON2_DATASETS`.
+- overrides (optional): of all runs.
 - methods: by name, losses as in `configs/common/methods.py`, or a list of overrides of the distillation config.
 - cells: by name, the configs `student` and `distilled` of a family. Optional are `teacher` (`config`, `iterations`,
   `seed`), which is trained first, and from which the students start; `methods` for this cell only; and the `iterations`
@@ -17,7 +17,6 @@ A matrix is a LazyConfig file with a dictionary `matrix`:
 import functools
 import itertools
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,7 +74,7 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """Arguments of `train_net.py`, with environment variables as they are written in the matrix."""
+        """Arguments of `train_net.py`."""
         return [
             *("--config-file", f"{CONFIGS}/{self.config}", "--resume", *self.overrides),
             *(f"train.seed={self.seed}", f"train.max_iter={self.iterations}", "train.eval_period=0"),
@@ -278,8 +277,3 @@ def as_override(value: object) -> str:
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     return json.dumps(value)
-
-
-def expand(arguments: list[str]) -> list[str]:
-    """Replace environment variables; references within a config, as in `${model.criterion}`, stay."""
-    return [os.path.expandvars(argument) for argument in arguments]

@@ -30,7 +30,6 @@ from experiment_matrix import (
     RECORD,
     TRAIN_NET,
     Run,
-    expand,
     load_matrix,
     read_json,
     runs_of,
@@ -98,7 +97,7 @@ def start(run: Run, jobs: int, commit: str) -> subprocess.Popen:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with open(run.folder / CONSOLE, "w", encoding="utf-8") as console:
         return subprocess.Popen(
-            [sys.executable, TRAIN_NET, *expand(run.arguments)],
+            [sys.executable, TRAIN_NET, *run.arguments],
             stdout=console,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,14 @@ def comparable(records):
         (r["image_id"], r["file_name"], r["width"], r["height"], sorted([a[k] for k in keys] for a in r["annotations"]))
         for r in records
     )
+
+
+def test_environment_variables_in_a_name_are_replaced(folder, monkeypatch):
+    monkeypatch.setenv("MY_DATA", str(folder))
+    for name in ("coco:$MY_DATA/train.json", "coco:$MY_DATA/train.json:$MY_DATA/images"):
+        register_by_name(name)
+        records = DatasetCatalog.get(name)
+        assert all(Path(record["file_name"]).is_relative_to(folder / "images") for record in records)
 
 
 @pytest.mark.parametrize("layout", ["images", "same folder", "named folder"])

@@ -32,12 +32,13 @@ def register_by_name(names: str | Iterable[str]) -> None:
     `coco:ANNOTATIONS.json[:IMAGE_FOLDER]`: the images are by default in `images` next to the file if that folder
     exists, and next to the file otherwise.
     `kitti:FOLDER:SPLIT[:CLASSES]`: see `read_kitti` for FOLDER and SPLIT, `parse_classes` for CLASSES.
+    Environment variables in a path, as in `coco:$DETECTRON2_DATASETS/mine/train.json`, are replaced.
 
     Raises:
         UserError: a name starts with `coco:` or `kitti:` but does not follow its pattern.
     """
     for name in [names] if isinstance(names, str) else names:
-        scheme, *parts = name.split(":", 3)
+        scheme, *parts = os.path.expandvars(name).split(":", 3)
         if scheme not in USAGE or not parts or name in DatasetCatalog.list():
             continue
         if not all(parts) or len(parts) not in ((1, 2) if scheme == "coco" else (2, 3)):
