@@ -20,7 +20,7 @@ import clockdistill.data  # noqa: F401  registers the datasets
 import families
 from clockdistill import modeling
 from clockdistill.engine import load_config
-from experiment_matrix import load_matrix
+from experiment_matrix import load_matrix, runs_of
 from helpers.documents import BLOCK, ROOT, code_blocks, documented_files
 
 PROJECT = families.CONFIGS.parent
@@ -148,7 +148,7 @@ def check_arguments(args, outputs):
         for key in ("config", "checkpoint"):
             check_path(OmegaConf.select(cfg, f"distillation.teacher.{key}") or "", outputs)
     for matrix in getattr(args, "matrices", []):
-        load_matrix(str(matrix))
+        outputs |= {run.folder.name for run in runs_of(load_matrix(str(matrix)), {})}
     model = getattr(args, "model", None) or []
     models = [f"exported={model}"] if isinstance(model, str) else model
     for text in (*getattr(args, "compare", []), *models):
