@@ -87,7 +87,7 @@ class Run:
 
     @property
     def record(self) -> dict:
-        """Contents of `run.json`: command, commit, seconds and whether it is done; {} before the start.
+        """Contents of `run.json`: command, commit, device, seconds and whether it is done; {} before the start.
 
         Raises:
             UserError: the folder is that of another command.

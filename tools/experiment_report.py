@@ -64,6 +64,7 @@ def describe(run: Run) -> dict:
         factor=run.factor,
         metrics=run.metrics,
         commit=record["commit"],
+        device=record["device"],
         seconds=round(record["seconds"]),
         command=record["command"],
     )

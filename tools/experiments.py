@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from tabulate import tabulate
 
 from clockdistill.engine.arguments import natural
@@ -92,7 +93,9 @@ def execute(runs: Sequence[Run], jobs: int) -> list[Run]:
 
 def start(run: Run, jobs: int, commit: str) -> subprocess.Popen:
     run.folder.mkdir(parents=True, exist_ok=True)
-    record = dict(command=run.command, commit=commit, seconds=run.record.get("seconds", 0.0), done=False)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    seconds = run.record.get("seconds", 0.0)
+    record = dict(command=run.command, commit=commit, device=device, seconds=seconds, done=False)
     write_json(record, run.folder / RECORD)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with open(run.folder / CONSOLE, "w", encoding="utf-8") as console:

@@ -17,7 +17,7 @@ if ! python=$(command -v "${PYTHON:-.venv/bin/python}"); then
 fi
 python=$(realpath -s "$python")
 mkdir -p "$(dirname "$report")"
-export PYTHONPATH=$PWD/projects/CLoCKDistill OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
+export PYTHONPATH=$PWD/projects/CLoCKDistill${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 failures=0
 deadline=$((SECONDS + 590))
 gpu=$("$python" -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')" 2> /dev/null)
