@@ -53,12 +53,13 @@ unsigned int grid_size(const Sizes& s, int lanes) {
   return static_cast<unsigned int>(blocks);
 }
 
-// Calls run(T, C, WIDTH) for the types of value and coordinates, with the widest packs that divide the channels.
-template <typename F>
+// Calls run(T, C, WIDTH) for the types of value and coordinates. A lane's pack of channels has 16 bytes, if that divides
+// them: of values, or, if ADDS, of their gradients' sums. Wider packs would leave gaps between the lanes' additions.
+template <bool ADDS, typename F>
 void dispatch(at::ScalarType type, at::ScalarType coordinates, int64_t channels, F run) {
   const auto with_width = [&](auto t, auto c) {
     using T = decltype(t);
-    constexpr int WIDTH = 16 / sizeof(T);
+    constexpr int WIDTH = 16 / (ADDS ? sizeof(typename Accumulate<T>::type) : sizeof(T));
     if (channels % WIDTH == 0) {
       run(t, c, std::integral_constant<int, WIDTH>());
     } else {
@@ -109,7 +110,7 @@ at::Tensor ms_deform_attn(
   const auto locations = aligned(sampling_locations.to(coordinates));
   const auto weights = aligned(attention_weights.to(coordinates));
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  dispatch(value.scalar_type(), coordinates, sizes.channels, [&](auto t, auto c, auto width) {
+  dispatch<false>(value.scalar_type(), coordinates, sizes.channels, [&](auto t, auto c, auto width) {
     using T = decltype(t);
     using C = decltype(c);
     constexpr int WIDTH = decltype(width)::value;
@@ -158,7 +159,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(
   auto grad_weights = at::empty(weights.sizes(), weights.options());
   const auto scale = deterministic ? fixed_point_scale(grad, weights, sizes) : at::Tensor();
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  dispatch(value.scalar_type(), coordinates, sizes.channels, [&](auto t, auto c, auto width) {
+  dispatch<true>(value.scalar_type(), coordinates, sizes.channels, [&](auto t, auto c, auto width) {
     using T = decltype(t);
     using C = decltype(c);
     using A = typename Accumulate<T>::type;
