@@ -64,7 +64,7 @@ step() {
   step gpu "The operator's speed" 40 "$python" tools/benchmark_operator.py --device cuda
   for options in "" "--precision bfloat16" "--precision bfloat16 --compile"; do
     # shellcheck disable=SC2086  # words
-    step gpu "Training and distillation${options:+, $options}" 90 "$python" tools/benchmark_models.py --device cuda \
+    step gpu "Training and distillation${options:+, $options}" 180 "$python" tools/benchmark_models.py --device cuda \
       --models dino dino_r50_to_r18 $options
   done
   step gpu "Demo" 180 "$python" tools/demo.py
