@@ -64,7 +64,7 @@ def describe(run: Run) -> dict:
         factor=run.factor,
         metrics=run.metrics,
         commit=record["commit"],
-        device=record["device"],
+        device=record.get("device", "unknown"),
         seconds=round(record["seconds"]),
         command=record["command"],
     )
