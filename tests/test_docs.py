@@ -91,6 +91,11 @@ def load(path, overrides=()):
     return load_config(path, list(overrides))
 
 
+@functools.cache
+def run_folders(matrix):
+    return {run.folder.name for run in runs_of(load_matrix(matrix), {})}
+
+
 def check_command(words, folder, outputs):
     """Check a command and return the folder that it leaves the shell in.
 
@@ -148,7 +153,7 @@ def check_arguments(args, outputs):
         for key in ("config", "checkpoint"):
             check_path(OmegaConf.select(cfg, f"distillation.teacher.{key}") or "", outputs)
     for matrix in getattr(args, "matrices", []):
-        outputs |= {run.folder.name for run in runs_of(load_matrix(str(matrix)), {})}
+        outputs |= run_folders(str(matrix))
     model = getattr(args, "model", None) or []
     models = [f"exported={model}"] if isinstance(model, str) else model
     for text in (*getattr(args, "compare", []), *models):
