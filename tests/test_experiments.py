@@ -451,6 +451,7 @@ def test_summary_averages_over_cells(project, monkeypatch):
     assert rows[0][2] in page
     # nothing to summarize
     assert experiment_report.write_summary([]) == ""
+    assert experiment_report.write_summary([matrix | dict(methods=dict(clockdistill=[], balance=[]))]) == ""
     assert Path("docs/results.md").read_text() == page
 
 

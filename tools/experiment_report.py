@@ -140,11 +140,15 @@ def bootstrap_difference(method: np.ndarray, baseline: np.ndarray) -> dict:
 def write_summary(matrices: Sequence[dict]) -> str:
     """Write how far CLoCKDistill is ahead of each other method, averaged over the cells of all matrices.
 
-    Variants of CLoCKDistill are left out. The interval is that of a normal distribution, with independent cells.
-    Without other methods, as in an ablation, the page keeps its summary.
+    Variants of CLoCKDistill are left out, and so are matrices without other methods, such as an ablation. If there are
+    only these, the page keeps its summary. The interval is that of a normal distribution, with independent cells.
     """
     found: dict[str, list[dict]] = {}
     for matrix in matrices:
+        if not any(
+            isinstance(method, dict) for cell in matrix["cells"] for method in methods_of(matrix, cell).values()
+        ):
+            continue
         for d in read_json(RESULTS / f"{matrix['name']}.json")["differences"]:
             method = methods_of(matrix, d["cell"]).get(d["baseline"])
             if d["method"] == FULL and d["interval"] and (d["baseline"] == PLAIN or isinstance(method, dict)):

@@ -162,10 +162,11 @@ def test_several_blocks_and_images(backend):
 
 
 @pytest.mark.parametrize("coordinates", ["half", "float", "mixed"])
+@pytest.mark.parametrize("D", [12, 32])
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3), (torch.float32, 1e-5)])
-def test_lower_precision_is_close_to_float64(backend, dtype, precision, coordinates):
+def test_lower_precision_is_close_to_float64(backend, dtype, precision, D, coordinates):
     function, device = backend
-    value, shapes, starts, locations, weights = arguments(Q=30, D=32, points=4, dtype=dtype, device=device)
+    value, shapes, starts, locations, weights = arguments(Q=30, D=D, points=4, dtype=dtype, device=device)
     if coordinates != "half":
         locations = locations.float()
     if coordinates == "float":

@@ -53,8 +53,9 @@ unsigned int grid_size(const Sizes& s, int lanes) {
   return static_cast<unsigned int>(blocks);
 }
 
-// Calls run(T, C, WIDTH) for the types of value and coordinates. A lane's pack of channels has 16 bytes, if that divides
-// them: of values, or, if ADDS, of their gradients' sums. Wider packs would leave gaps between the lanes' additions.
+// Calls run(T, C, WIDTH) for the types of value and coordinates. A lane's pack has 16 bytes of values or, if ADDS, of
+// their gradients' sums, so that vector atomics of adjacent lanes are contiguous. If the number of channels is not
+// divisible by that, a pack has one.
 template <bool ADDS, typename F>
 void dispatch(at::ScalarType type, at::ScalarType coordinates, int64_t channels, F run) {
   const auto with_width = [&](auto t, auto c) {

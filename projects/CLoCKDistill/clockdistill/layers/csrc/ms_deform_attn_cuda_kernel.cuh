@@ -1,10 +1,10 @@
 // CUDA kernels of multi-scale deformable attention. They depend on no library, so that tests can
 // compile them for the CPU (tests/layers/cuda_emulation).
 //
-// A group of lanes processes one head of one query. Each lane handles WIDTH adjacent channels, so that cells are read, and
-// added to, in full sectors. Each lane also loads one sampling point and broadcasts it to the group, so that locations
-// and weights are read once, in coalesced accesses. A block processes adjacent queries of one head: in the encoder, these
-// sample mostly the same cells, which then hit the L1 cache.
+// A group of lanes processes one head of one query. Each lane handles WIDTH adjacent channels, so that cells are read,
+// and added to, in full sectors. Each lane also loads one sampling point and broadcasts it to the group, so that
+// locations and weights are read once, in coalesced accesses. A block processes adjacent queries of one head: in the
+// encoder, these sample mostly the same cells, which then hit the L1 cache.
 #pragma once
 
 #include <type_traits>
