@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,7 +121,7 @@ def annotations_of(run: Run) -> str:
     if written:
         return str(written)
     name = execute_config(str(run.folder / "config.yaml")).dataloader.test.dataset.names
-    return name.split(":")[1]
+    return os.path.expandvars(name.split(":")[1])
 
 
 def bootstrap_difference(method: np.ndarray, baseline: np.ndarray) -> dict:
