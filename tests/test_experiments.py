@@ -483,5 +483,13 @@ def test_detections_must_be_those_of_the_results(project):
     assert experiment_report.resample(run).tolist() == [100.0] * experiment_report.RESAMPLES
 
 
+def test_the_path_of_the_annotations_may_contain_a_variable(project, monkeypatch):
+    run = runs()[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text("dataloader: {test: {dataset: {names: 'coco:$DATA/val.json'}}}")
+    monkeypatch.setenv("DATA", "/data")
+    assert experiment_report.annotations_of(run) == "/data/val.json"
+
+
 def test_script_is_executable():
     assert os.access(ROOT / "tools/experiments.py", os.X_OK)
