@@ -46,7 +46,7 @@ def operators() -> dict:
             depends=sorted(map(str, (ROOT / SOURCES).glob("*.*h"))),
             # No -std flag: torch's headers need the standard that torch itself sets.
             extra_compile_args={"cxx": ["-O3", "-fopenmp"], "nvcc": ["-O3"]},
-            # Some compilers link the C++ library statically. Mixed with torch's copy of it, errors end in a crash.
+            # Some compilers link the C++ library statically. Mixed with torch's copy of it, errors can end in a crash.
             extra_link_args=["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else [],
         )
 

@@ -146,9 +146,8 @@ def write_summary(matrices: Sequence[dict]) -> str:
     """
     found: dict[str, list[dict]] = {}
     for matrix in matrices:
-        if not any(
-            isinstance(method, dict) for cell in matrix["cells"] for method in methods_of(matrix, cell).values()
-        ):
+        methods = [method for cell in matrix["cells"] for method in methods_of(matrix, cell).values()]
+        if not any(isinstance(method, dict) for method in methods):
             continue
         for d in read_json(RESULTS / f"{matrix['name']}.json")["differences"]:
             method = methods_of(matrix, d["cell"]).get(d["baseline"])
