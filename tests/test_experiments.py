@@ -413,6 +413,33 @@ def test_report_works_from_its_own_json_when_the_runs_are_gone(project, monkeypa
         experiment_report.write_report(MATRIX, [replace(run, iterations=11) for run in runs()])
 
 
+def test_new_methods_are_compared_with_runs_that_are_gone(project, monkeypatch):
+    ap = AP | dict(balance=[16.0, 17.0])
+    monkeypatch.setattr(experiment_report, "resample", lambda run: np.full(1000, ap[run.method][run.seed]))
+    write_results()
+    experiment_report.write_report(MATRIX, runs())
+    shutil.rmtree("output")
+    matrix = MATRIX | dict(methods=dict(clockdistill=[], balance=[]))
+    new = [run for run in runs(matrix) if run.method == "balance"]
+    experiments.execute(new, jobs=2)
+    for run in new:
+        (run.folder / "results.json").write_text(json.dumps(dict(bbox=dict(AP=ap["balance"][run.seed]))))
+    rows = table_rows(experiment_report.write_report(matrix, runs(matrix)))
+    assert rows[3][-2:] == ["+3.0 [+1.0, +5.0]", ""]
+    assert rows[4][-2:] == ["+5.0 [+4.0, +6.0]", "-2.0 [-3.0, -1.0]"]
+
+
+def test_a_repeated_run_replaces_its_earlier_results(project, monkeypatch):
+    monkeypatch.setattr(experiment_report, "resample", lambda run: np.full(1000, AP[run.method][run.seed]))
+    write_results()
+    experiment_report.write_report(MATRIX, runs())
+    monkeypatch.setattr(experiment_report, "resample", lambda run: np.full(1000, 19.0))
+    repeated = next(run for run in runs() if run.method == "clockdistill")
+    (repeated.folder / "results.json").write_text(json.dumps(dict(bbox=dict(AP=19.0))))
+    rows = table_rows(experiment_report.write_report(MATRIX, runs()))
+    assert rows[3][-2] == "+5.0 [+1.0, +9.0]"
+
+
 def test_report_needs_a_place_on_the_page(project, monkeypatch):
     write_results()
     monkeypatch.setattr(experiment_report, "resample", lambda run: np.zeros(2))

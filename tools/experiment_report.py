@@ -1,6 +1,5 @@
 """Tables, confidence intervals and bar charts of a matrix of experiments, from the files of its runs."""
 
-import functools
 import math
 import os
 import statistics
@@ -25,34 +24,49 @@ CONFIDENCE = 95  # percent
 
 
 def write_report(matrix: dict, runs: Sequence[Run]) -> str:
-    """Write JSON and chart of a matrix to `docs/results`, and its tables to `docs/results.md`; return the tables.
+    """Write the results of a matrix to `docs/results`, and its tables to `docs/results.md`; return the tables.
 
-    Results of runs whose folders are gone are taken from the JSON file of an earlier report.
+    There are a JSON file, a chart, and an `.npz` file with each student's AP on resampled images. Results of runs whose
+    folders are gone are taken from the files of an earlier report.
 
     Raises:
         UserError: there are no results, or the page has no place for them.
     """
     path = RESULTS / f"{matrix['name']}.json"
     old = read_json(path) if path.is_file() else dict(runs=[], differences=[])
-    written = {(r["cell"], r["method"], r["seed"]): r for r in old["runs"]}
-    done, results = [], []
+    written = {f"{r['cell']}/{r['method']}/{r['seed']}": r for r in old["runs"]}
+    old_samples, samples = read_samples(path.with_suffix(".npz")), {}
+    results = []
     for run in with_teachers(runs):
-        result = written.get((run.cell, run.method, run.seed))
-        if run.is_done:
-            done.append(run)
-            results.append(describe(run))
-        elif result and result["command"] == run.command:
-            results.append(result)
+        key = f"{run.cell}/{run.method}/{run.seed}"
+        earlier = written.get(key)
+        result = describe(run) if run.is_done else earlier
+        if not result or result["command"] != run.command:
+            continue
+        results.append(result)
+        if result == earlier and key in old_samples:
+            samples[key] = old_samples[key]
+        elif run.is_done and run.method != TEACHER:
+            samples[key] = resample(run)
     if not results:
         raise UserError(f"no run of the matrix {matrix['name']} is done: start them with experiments.py run")
-    differences = [d for cell in matrix["cells"] for d in cell_differences(results, cell, done, old["differences"])]
+    differences = [d for cell in matrix["cells"] for d in cell_differences(results, cell, samples, old["differences"])]
     text, chart = tables(matrix, results, differences), RESULTS / f"{matrix['name']}.png"
     picture = f"![{matrix['title']}]({RESULTS.name}/{chart.name})"
     page = insert(PAGE.read_text(encoding="utf-8"), matrix["name"], f"{text}\n\n{picture}")
     write_json(dict(matrix=matrix["name"], runs=results, differences=differences), path)
+    np.savez_compressed(path.with_suffix(".npz"), **samples)
     plot_bars(matrix, results, chart)
     PAGE.write_text(page, encoding="utf-8")
     return text
+
+
+def read_samples(path: Path) -> dict[str, np.ndarray]:
+    """Return the AP (RESAMPLES,) on resampled images by `cell/method/seed`; {} without the file."""
+    if not path.is_file():
+        return {}
+    with np.load(path) as file:
+        return dict(file)
 
 
 def describe(run: Run) -> dict:
@@ -71,19 +85,17 @@ def describe(run: Run) -> dict:
     )
 
 
-def cell_differences(results: Sequence[dict], cell: str, done: Sequence[Run], old: Sequence[dict]) -> Iterator[dict]:
+def cell_differences(results: Sequence[dict], cell: str, samples: dict, old: Sequence[dict]) -> Iterator[dict]:
     """Yield each method's difference from the plain student, and CLoCKDistill's from each other method.
 
     A difference is over the seeds that both have.
 
     Args:
         results: of all runs.
-        done: runs whose detections are on disk.
-        old: differences of an earlier report, whose intervals are kept where detections are gone.
+        samples: AP (RESAMPLES,) on resampled images by `cell/method/seed`.
+        old: differences of an earlier report, whose intervals are kept where samples are missing.
     """
     ap = {(r["method"], r["seed"]): r["metrics"]["AP"] or 0.0 for r in results if r["cell"] == cell}
-    runs = {(run.method, run.seed): run for run in done if run.cell == cell}
-    sample = functools.cache(lambda method, seed: resample(runs[method, seed]))
     methods = list(dict.fromkeys(method for method, _ in ap if method not in (PLAIN, TEACHER)))
     pairs = [(PLAIN, method) for method in methods] + [(method, FULL) for method in methods if method != FULL]
     for baseline, method in pairs:
@@ -92,9 +104,9 @@ def cell_differences(results: Sequence[dict], cell: str, done: Sequence[Run], ol
             continue
         values = [ap[method, seed] - ap[baseline, seed] for seed in seeds]
         difference = dict(cell=cell, baseline=baseline, method=method, seeds=seeds, AP=values)
-        if runs.keys() >= {(name, seed) for name in (baseline, method) for seed in seeds}:
-            samples = [np.stack([sample(name, seed) for seed in seeds]) for name in (method, baseline)]
-            yield difference | bootstrap_difference(*samples)
+        if samples.keys() >= {f"{cell}/{name}/{seed}" for name in (baseline, method) for seed in seeds}:
+            pair = [np.stack([samples[f"{cell}/{name}/{seed}"] for seed in seeds]) for name in (method, baseline)]
+            yield difference | bootstrap_difference(*pair)
         else:
             kept = [d for d in old if d.items() >= difference.items()]
             yield kept[0] if kept else difference | dict(interval=None, deviation=None)
@@ -112,7 +124,7 @@ def resample(run: Run) -> np.ndarray:
     ap, *resampled = resampled_ap(evaluation, np.vstack([np.ones(images, int), weights]))
     if abs(ap - (run.metrics["AP"] or 0.0)) > 1e-6:
         raise UserError(f"the detections in {run.folder} have AP {ap:.3f} and not that of its results.json: remove it")
-    return np.array(resampled)
+    return np.array(resampled, np.float32)  # as in the file, so that a later report has the same intervals
 
 
 def annotations_of(run: Run) -> str:
