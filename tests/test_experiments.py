@@ -451,8 +451,8 @@ def test_report_needs_a_place_on_the_page(project, monkeypatch):
     assert not Path("docs/results").exists()
 
 
-def test_summary_averages_over_cells(project, monkeypatch):
-    """CLoCKDistill against a method in two cells, and without variants of CLoCKDistill."""
+def test_summary_shows_gains_and_averages_leads_over_cells(project, monkeypatch):
+    """Two cells, in which a method and a variant of CLoCKDistill were trained besides."""
     ap = AP | dict(fitnets=[12.0, 12.0], balance=[15.0, 15.0])
     monkeypatch.setattr(experiment_report, "resample", lambda run: np.full(1000, ap[run.method][run.seed]))
     matrix = MATRIX | dict(methods=dict(clockdistill=[], fitnets={}, balance=[]))
@@ -466,7 +466,15 @@ def test_summary_averages_over_cells(project, monkeypatch):
         metrics = dict(AP=ap[run.method][run.seed] + (run.cell == "dab_detr") * (run.method == "clockdistill"))
         (run.folder / "results.json").write_text(json.dumps(dict(bbox=metrics)))
     experiment_report.write_report(matrix, trained)
-    rows = table_rows(experiment_report.write_summary([matrix]))[2:]
+    rows = table_rows(experiment_report.write_summary([matrix]))
+    assert rows[0] == ["method", "Toy, dino", "Toy, dab_detr"]
+    # bold if no seed has a loss
+    assert rows[2:5] == [
+        ["clockdistill", "**+3.0**", "**+4.0**"],
+        ["fitnets", "+0.5", "+0.5"],
+        ["balance", "**+3.5**", "**+3.5**"],
+    ]
+    rows = rows[7:]
     # differences of the seeds 5 and 1 (plain), 3 and 2 (fitnets); the mean of two has half their spread, that of two
     # cells 1/sqrt(2) of it
     plain, fitnets = 1.96 * 2 / 2, 1.96 * 0.5 / 2

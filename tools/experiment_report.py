@@ -55,7 +55,8 @@ def write_report(matrix: dict, runs: Sequence[Run]) -> str:
     picture = f"![{matrix['title']}]({RESULTS.name}/{chart.name})"
     page = insert(PAGE.read_text(encoding="utf-8"), matrix["name"], f"{text}\n\n{picture}")
     write_json(dict(matrix=matrix["name"], runs=results, differences=differences), path)
-    np.savez_compressed(path.with_suffix(".npz"), **samples)
+    if samples:
+        np.savez_compressed(path.with_suffix(".npz"), **samples)
     plot_bars(matrix, results, chart)
     PAGE.write_text(page, encoding="utf-8")
     return text
@@ -151,26 +152,38 @@ def bootstrap_difference(method: np.ndarray, baseline: np.ndarray) -> dict:
 
 
 def write_summary(matrices: Sequence[dict]) -> str:
-    """Write how far CLoCKDistill is ahead of each other method, averaged over the cells of all matrices.
+    """Write two tables to the page: each method's gain by cell, and CLoCKDistill's average lead over each.
 
-    Variants of CLoCKDistill are left out, and so are matrices without other methods, such as an ablation. If there are
-    only these, the page keeps its summary. The interval is that of a normal distribution, with independent cells.
+    A gain over the plain student is bold if its interval excludes zero. Variants of CLoCKDistill are left out of the
+    averages, whose intervals are those of a normal distribution, with independent cells. Matrices without other
+    methods, such as an ablation, are left out altogether. If there are only these, the page keeps its summary.
     """
-    found: dict[str, list[dict]] = {}
+    gains: dict[str, dict[str, str]] = {}
+    leads: dict[str, list[dict]] = {}
     for matrix in matrices:
         methods = [method for cell in matrix["cells"] for method in methods_of(matrix, cell).values()]
         if not any(isinstance(method, dict) for method in methods):
             continue
         for d in read_json(RESULTS / f"{matrix['name']}.json")["differences"]:
+            if d["baseline"] == PLAIN:
+                gains.setdefault(d["method"], {})[f"{matrix['title']}, {d['cell']}"] = short_gain(d)
             method = methods_of(matrix, d["cell"]).get(d["baseline"])
             if d["method"] == FULL and d["interval"] and (d["baseline"] == PLAIN or isinstance(method, dict)):
-                found.setdefault(d["baseline"], []).append(d)
-    if not found:
+                leads.setdefault(d["baseline"], []).append(d)
+    if not gains:
         return ""
-    rows = [[method, len(cells), gain(average(cells))] for method, cells in found.items()]
-    text = markdown(rows, ["method", "cells", f"CLoCKDistill minus it, in AP [{CONFIDENCE}%]"])
+    cells = list(dict.fromkeys(cell for row in gains.values() for cell in row))
+    rows = [[method, *(row.get(cell, "") for cell in cells)] for method, row in gains.items()]
+    averages = [[method, len(found), gain(average(found))] for method, found in leads.items()]
+    headers = ["method", "cells", f"{FULL} minus it, in AP [{CONFIDENCE}%]"]
+    text = f"{markdown(rows, ['method', *cells])}\n\n{markdown(averages, headers)}"
     PAGE.write_text(insert(PAGE.read_text(encoding="utf-8"), "summary", text), encoding="utf-8")
     return text
+
+
+def short_gain(difference: dict) -> str:
+    mean, interval = f"{statistics.mean(difference['AP']):+.1f}", difference["interval"]
+    return f"**{mean}**" if interval and (interval[0] > 0 or interval[1] < 0) else mean
 
 
 def average(differences: Sequence[dict]) -> dict:
