@@ -4,6 +4,8 @@ A loss that replaces the memory loss has a weight with which its gradient is as 
 student after 10 to 30 iterations with seed 100.
 """
 
+from .methods import no_masks
+
 matrix = dict(
     title="Ablation on street scenes",
     data="street_ablation",
@@ -16,10 +18,7 @@ matrix = dict(
             "distillation.losses.memory.alpha=0.03",
             "distillation.losses.memory.beta=0.03",
         ],
-        "no masks": [
-            "distillation.losses.memory=null",
-            "+distillation.losses.plain={_target_: clockdistill.distillation.PlainFeatureLoss, weight: 130.0}",
-        ],
+        "no masks": no_masks,
         "no logits": ["distillation.losses.logits=null"],
         "matched logits": [
             "distillation.losses.logits={_target_: clockdistill.distillation.MatchedLogitLoss, "

@@ -1,6 +1,6 @@
 """All methods on CARLA frames of 640x380, at a third of their size: three towns to train, a fourth to test."""
 
-from .methods import methods
+from .methods import methods, no_masks
 
 matrix = dict(
     title="CARLA",
@@ -22,6 +22,7 @@ matrix = dict(
             teacher=dict(config=f"{family}/{family}_r18_small_custom.py", iterations=1500, seed=0),
             student=f"{family}/{family}_r18_tiny_custom.py",
             distilled=f"{family}/{family}_r18_small_to_tiny_custom.py",
+            methods={"no masks": no_masks},
         )
         for family in ("dino", "deformable_detr")
     },

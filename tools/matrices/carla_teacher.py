@@ -11,5 +11,5 @@ matrix = dict(
     iterations=carla.iterations,
     overrides=carla.overrides,
     methods={"clockdistill": []},
-    cells=dict(dino_long_teacher=dict(cell, teacher=dict(cell.teacher, iterations=3000))),
+    cells=dict(dino_long_teacher=dict(cell, methods={}, teacher=dict(cell.teacher, iterations=3000))),
 )

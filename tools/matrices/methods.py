@@ -24,3 +24,9 @@ methods = dict(
     kd_detr=scaled(kd_detr, 5),
     detrdistill=scaled(detrdistill, 3),
 )
+
+# a variant of CLoCKDistill; ablation.py says where its weight is from
+no_masks = [
+    "distillation.losses.memory=null",
+    "+distillation.losses.plain={_target_: clockdistill.distillation.PlainFeatureLoss, weight: 130.0}",
+]
