@@ -116,6 +116,16 @@ def test_results_have_costs_and_environment(tmp_path):
     assert results["environment"]["threads"] == torch.get_num_threads()
 
 
+def test_config_is_saved_except_in_the_folder_of_a_training(tmp_path):
+    checkpoint = save_model(toy_config(tmp_path), tmp_path / "model.pth", 0)
+    for seed in (1, 2):
+        eval_only(toy_config(tmp_path, checkpoint, "train.benchmark=null", f"train.seed={seed}"))
+        assert load_config(str(tmp_path / "config.yaml")).train.seed == seed
+    (tmp_path / "train.lock").touch()
+    eval_only(toy_config(tmp_path, checkpoint, "train.benchmark=null", "train.seed=3"))
+    assert load_config(str(tmp_path / "config.yaml")).train.seed == 2
+
+
 def test_benchmark_is_optional(tmp_path):
     checkpoint = save_model(toy_config(tmp_path), tmp_path / "model.pth", 0)
     assert set(eval_only(toy_config(tmp_path, checkpoint, "train.benchmark=null"))) == {"bbox"}

@@ -20,7 +20,7 @@ from torch import cuda, distributed
 from ..errors import UserError
 from ..layers import extension
 from .launch import error_sentence
-from .output_dir import make_output_dir
+from .output_dir import LOCK, make_output_dir
 
 LOGGERS = ("clockdistill", "detectron2", "fvcore")
 
@@ -67,11 +67,11 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + rank)
 
 
-def open_output_dir(cfg: DictConfig, write_config: bool = True) -> None:
+def open_output_dir(cfg: DictConfig, keep_config: bool = False) -> None:
     """Create the output folder, with config.yaml and log.txt, or append to an earlier log.txt.
 
     Args:
-        write_config: False keeps the config of a training that is evaluated.
+        keep_config: if the folder is that of a training, keep the training's config.yaml.
 
     Raises:
         UserError: it cannot be created or written to.
@@ -84,7 +84,8 @@ def open_output_dir(cfg: DictConfig, write_config: bool = True) -> None:
     _buffer.flush()
     # from now on, write each record at once
     _buffer.flushLevel = logging.NOTSET
-    if write_config and comm.is_main_process():
+    keep = keep_config and os.path.exists(os.path.join(output_dir, LOCK))
+    if comm.is_main_process() and not keep:
         path = os.path.join(output_dir, "config.yaml")
         LazyConfig.save(cfg, path)
         logger.info(f"Full config saved to {path}")

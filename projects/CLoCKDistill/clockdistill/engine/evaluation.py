@@ -69,10 +69,11 @@ def compare(cfg: DictConfig, models: Sequence[str]) -> dict[str, dict]:
 
 def _evaluate(output: DictConfig, cfgs: dict[str, DictConfig]) -> dict[str, dict]:
     """Evaluate the models of configs with the same test set, and log to the output folder of `output`."""
+    plain_output = copy.deepcopy(output)  # without the objects that are put into it
     # load everything first, so that an error comes before the first evaluation
     models = {name: load(cfg) for name, cfg in cfgs.items()}
     loader = build_test_loader(output)
-    open_output_dir(output, write_config=False)
+    open_output_dir(plain_output, keep_config=True)
     results = {
         name: evaluate(models[name], loader, build_evaluator(cfg), cfg.train.output_dir) for name, cfg in cfgs.items()
     }
