@@ -106,8 +106,8 @@ def cell_differences(results: Sequence[dict], cell: str, samples: dict, old: Seq
         values = [ap[method, seed] - ap[baseline, seed] for seed in seeds]
         difference = dict(cell=cell, baseline=baseline, method=method, seeds=seeds, AP=values)
         if samples.keys() >= {f"{cell}/{name}/{seed}" for name in (baseline, method) for seed in seeds}:
-            pair = [np.stack([samples[f"{cell}/{name}/{seed}"] for seed in seeds]) for name in (method, baseline)]
-            yield difference | bootstrap_difference(*pair)
+            pair = [[samples[f"{cell}/{name}/{seed}"] for seed in seeds] for name in (method, baseline)]
+            yield difference | bootstrap_difference(*(np.stack(of_seeds, dtype=float) for of_seeds in pair))
         else:
             kept = [d for d in old if d.items() >= difference.items()]
             yield kept[0] if kept else difference | dict(interval=None, deviation=None)
@@ -125,7 +125,7 @@ def resample(run: Run) -> np.ndarray:
     ap, *resampled = resampled_ap(evaluation, np.vstack([np.ones(images, int), weights]))
     if abs(ap - (run.metrics["AP"] or 0.0)) > 1e-6:
         raise UserError(f"the detections in {run.folder} have AP {ap:.3f} and not that of its results.json: remove it")
-    return np.array(resampled, np.float32)  # as in the file, so that a later report has the same intervals
+    return np.array(resampled, np.float16)  # precise to 0.03 AP, in a small file
 
 
 def annotations_of(run: Run) -> str:
