@@ -107,7 +107,7 @@ def cell_differences(results: Sequence[dict], cell: str, samples: dict, old: Seq
         difference = dict(cell=cell, baseline=baseline, method=method, seeds=seeds, AP=values)
         if samples.keys() >= {f"{cell}/{name}/{seed}" for name in (baseline, method) for seed in seeds}:
             pair = [[samples[f"{cell}/{name}/{seed}"] for seed in seeds] for name in (method, baseline)]
-            yield difference | bootstrap_difference(*(np.stack(of_seeds, dtype=float) for of_seeds in pair))
+            yield difference | bootstrap_difference(*(np.stack(seed_samples, dtype=float) for seed_samples in pair))
         else:
             kept = [d for d in old if d.items() >= difference.items()]
             yield kept[0] if kept else difference | dict(interval=None, deviation=None)
