@@ -34,11 +34,11 @@ def write_report(matrix: dict, runs: Sequence[Run]) -> str:
     """
     path = RESULTS / f"{matrix['name']}.json"
     old = read_json(path) if path.is_file() else dict(runs=[], differences=[])
-    written = {f"{r['cell']}/{r['method']}/{r['seed']}": r for r in old["runs"]}
+    written = {key_of(r["cell"], r["method"], r["seed"]): r for r in old["runs"]}
     old_samples, samples = read_samples(path.with_suffix(".npz")), {}
     results = []
     for run in with_teachers(runs):
-        key = f"{run.cell}/{run.method}/{run.seed}"
+        key = key_of(run.cell, run.method, run.seed)
         earlier = written.get(key)
         result = describe(run) if run.is_done else earlier
         if not result or result["command"] != run.command:
@@ -62,8 +62,13 @@ def write_report(matrix: dict, runs: Sequence[Run]) -> str:
     return text
 
 
+def key_of(cell: str, method: str, seed: int) -> str:
+    """Return the name of a run's array in the `.npz` file."""
+    return f"{cell}/{method}/{seed}"
+
+
 def read_samples(path: Path) -> dict[str, np.ndarray]:
-    """Return the AP (RESAMPLES,) on resampled images by `cell/method/seed`; {} without the file."""
+    """Return the AP (RESAMPLES,) on resampled images by `key_of` the run; {} without the file."""
     if not path.is_file():
         return {}
     with np.load(path) as file:
@@ -93,7 +98,7 @@ def cell_differences(results: Sequence[dict], cell: str, samples: dict, old: Seq
 
     Args:
         results: of all runs.
-        samples: AP (RESAMPLES,) on resampled images by `cell/method/seed`.
+        samples: AP (RESAMPLES,) on resampled images by `key_of` the run.
         old: differences of an earlier report, whose intervals are kept where samples are missing.
     """
     ap = {(r["method"], r["seed"]): r["metrics"]["AP"] or 0.0 for r in results if r["cell"] == cell}
@@ -105,8 +110,8 @@ def cell_differences(results: Sequence[dict], cell: str, samples: dict, old: Seq
             continue
         values = [ap[method, seed] - ap[baseline, seed] for seed in seeds]
         difference = dict(cell=cell, baseline=baseline, method=method, seeds=seeds, AP=values)
-        if samples.keys() >= {f"{cell}/{name}/{seed}" for name in (baseline, method) for seed in seeds}:
-            pair = [[samples[f"{cell}/{name}/{seed}"] for seed in seeds] for name in (method, baseline)]
+        if samples.keys() >= {key_of(cell, name, seed) for name in (baseline, method) for seed in seeds}:
+            pair = [[samples[key_of(cell, name, seed)] for seed in seeds] for name in (method, baseline)]
             yield difference | bootstrap_difference(*(np.stack(seed_samples, dtype=float) for seed_samples in pair))
         else:
             kept = [d for d in old if d.items() >= difference.items()]
