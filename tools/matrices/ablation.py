@@ -4,7 +4,7 @@ A loss that replaces the memory loss has a weight with which its gradient is as 
 student after 10 to 30 iterations with seed 100.
 """
 
-from .methods import no_masks
+from .methods import no_logits, no_masks, no_memory
 
 matrix = dict(
     title="Ablation on street scenes",
@@ -19,14 +19,14 @@ matrix = dict(
             "distillation.losses.memory.beta=0.03",
         ],
         "no masks": no_masks,
-        "no logits": ["distillation.losses.logits=null"],
+        "no logits": no_logits,
         "matched logits": [
             "distillation.losses.logits={_target_: clockdistill.distillation.MatchedLogitLoss, "
             'matcher: "${model.criterion.matcher}"}'
         ],
         "no confidence": ["distillation.losses.logits.weight_by_confidence=False"],
         "random embedding": ["distillation.embedding=random"],
-        "no memory": ["distillation.losses.memory=null"],
+        "no memory": no_memory,
     },
     cells=dict(
         dino=dict(

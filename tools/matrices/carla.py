@@ -1,6 +1,6 @@
 """All methods on CARLA frames of 640x380, at a third of their size: three towns to train, a fourth to test."""
 
-from .methods import methods, no_masks
+from .methods import methods, no_logits, no_masks, no_memory, with_hint
 
 matrix = dict(
     title="CARLA",
@@ -22,8 +22,12 @@ matrix = dict(
             teacher=dict(config=f"{family}/{family}_r18_small_custom.py", iterations=1500, seed=0),
             student=f"{family}/{family}_r18_tiny_custom.py",
             distilled=f"{family}/{family}_r18_small_to_tiny_custom.py",
-            methods={"no masks": no_masks},
+            methods={"no masks": no_masks} | variants,
         )
-        for family in ("dino", "deformable_detr")
+        for family, variants in dict(
+            # to find out why it does not gain
+            dino={"no logits": no_logits, "no memory": no_memory, "with hint": with_hint},
+            deformable_detr={},
+        ).items()
     },
 )

@@ -25,8 +25,13 @@ methods = dict(
     detrdistill=scaled(detrdistill, 3),
 )
 
-# a variant of CLoCKDistill; ablation.py says where its weight is from
-no_masks = [
+# Variants of CLoCKDistill: with FitNets' loss beside its own, and without a part
+with_hint = [
+    "+distillation.losses.hint={_target_: clockdistill.distillation.FitNetsLoss, weight: 1.5e-3, feature: backbone}"
+]
+no_masks = [  # ablation.py says where the weight is from
     "distillation.losses.memory=null",
     "+distillation.losses.plain={_target_: clockdistill.distillation.PlainFeatureLoss, weight: 130.0}",
 ]
+no_logits = ["distillation.losses.logits=null"]
+no_memory = ["distillation.losses.memory=null"]

@@ -1,11 +1,6 @@
 """All methods on the demo's street scenes, for every family, and with a light student."""
 
-from .methods import methods
-
-# CLoCKDistill with FitNets' loss beside its own
-with_hint = [
-    "+distillation.losses.hint={_target_: clockdistill.distillation.FitNetsLoss, weight: 1.5e-3, feature: backbone}"
-]
+from .methods import methods, with_hint
 
 matrix = dict(
     title="Street scenes",
