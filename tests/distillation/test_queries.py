@@ -126,7 +126,7 @@ def test_hungarian_logits_equal_the_best_of_all_assignments(queries):
 
             def cost(i, j, with_class, t=t, s=s):
                 box = 5 * (t[i][1] - s[j][1]).abs().sum() + 2 * giou_distance(t[i][1], s[j][1])
-                return box + (divergence(t[i][0], s[j][0]).mean() if with_class else 0)
+                return box + (divergence(t[i][0], s[j][0]).sum() if with_class else 0)
 
             mine = [i for i in range(4) if (image, i) in positive]
             others = [i for i in range(4) if i not in mine]

@@ -1,7 +1,9 @@
 """DETRDistill (arXiv:2211.10156), to compare with: its three losses.
 
-They follow the authors' code (github.com/BIVLab-USTC/DETRDistill, for Deformable DETR), and published summaries of the
-paper where the code is known to differ from it. They have not been checked against the paper's equations.
+They were compared with the authors' code (github.com/BIVLab-USTC/DETRDistill, for Deformable DETR), and follow
+published summaries of the paper where the code is known to differ from it. They have not been checked against the
+paper's equations. The code also has a contrastive loss of queries, which the summaries do not mention and which is left
+out.
 """
 
 import torch
@@ -27,12 +29,13 @@ class HungarianLogitLoss(LogitLoss):
     are divided by the number of the teacher's positive predictions, and the negative terms by that of the negative
     ones. If the student has fewer queries than the teacher, some predictions have no match and no loss.
 
-    The authors' code matches all predictions at once, and compares the classes of all of them by cross-entropy. The
-    divergence here has the same gradient as the cross-entropy, but is zero if the predictions are equal.
+    The authors' code matches all predictions at once, compares the classes of all of them by cross-entropy, and divides
+    everything by the number of all matches. The divergence here has the same gradient as the cross-entropy, but is zero
+    if the predictions are equal.
 
     Args:
-        class_weight, l1_weight, giou_weight: weights of the losses and of the costs of the matching. As in the authors'
-            code, the class cost is the mean over the classes, and the class loss is their sum.
+        class_weight, l1_weight, giou_weight: weights of the losses and of the costs of the matching. The loss and the
+            cost of the class are sums over the classes.
     """
 
     requires_objects = True
@@ -109,7 +112,7 @@ class HungarianLogitLoss(LogitLoss):
                 divergence = cross_entropy(s, t) - cross_entropy(t, t).diagonal()
             giou = generalized_box_iou(*(box_convert(b, "cxcywh", "xyxy") for b in (s_box, t_box)))
             box_cost = self.l1_weight * torch.cdist(s_box, t_box, p=1) - self.giou_weight * giou
-            costs.append(torch.stack((self.class_weight * divergence / t.shape[-1], box_cost)))
+            costs.append(torch.stack((self.class_weight * divergence, box_cost)))
         # if training diverged, let the trainer report the loss instead of SciPy the matrix
         return torch.stack(costs).nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)
 
@@ -195,7 +198,8 @@ class QueryPriorLoss(DistillationLoss):
     """Query-prior assignment distillation: the student's detection loss for the teacher's object queries.
 
     The student decodes these queries in a group of their own. On each layer, a query is assigned to the same object as
-    in the teacher.
+    in the teacher. The authors' code computes the teacher's assignment too, but does not use it: it matches the
+    student's own predictions.
 
     Args:
         weight: factor of the loss.

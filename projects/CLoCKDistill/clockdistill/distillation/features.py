@@ -1,7 +1,8 @@
 """Feature distillation methods to compare with: FitNets, FGD and MGD.
 
 They compare feature pyramids. Each level has an adaptation layer and blocks of its own, as in the authors' code of FGD
-and MGD. Sums over cells leave out padding. The numbers of equations have not been checked against the papers yet.
+and MGD, with which their losses were compared. Sums over cells leave out padding. The numbers of equations of FGD and
+MGD have not been checked against the papers.
 """
 
 from collections.abc import Sequence
@@ -42,8 +43,8 @@ class FitNetsLoss(LevelwiseLoss):
     It is half the squared distance of the maps, summed over levels, cells and channels, and averaged over images. It is
     zero if the maps are equal.
 
-    The paper first trains the student's layers up to the hint with this loss alone, and then all layers without it.
-    Here it is added to the other losses throughout.
+    The paper first trains the student's layers up to the hint with this loss alone, and then all layers with softened
+    outputs of the teacher, Eq. 2, and without the hint. Here it is added to the detection loss throughout.
 
     Args:
         weight: factor of the loss. The paper needs none.
@@ -105,18 +106,18 @@ class GlobalContext(nn.Module):
 class FGDLoss(LevelwiseLoss):
     """Focal and global distillation (arXiv:2111.11837).
 
-    The focal loss, Eq. 9, is the squared distance on objects and on background, weighted by the teacher's attention
+    The feature loss, Eq. 9, is the squared distance on objects and on background, weighted by the teacher's attention
     and by scale. The attention loss, Eq. 10, is the L1 distance of the attention masks. The global loss, Eq. 12, is the
     squared distance of the maps after a context block for each model; these blocks are trained with the student. All
     are sums over levels, cells and channels, averaged over images.
 
-    If the maps are equal, the focal and the attention loss are zero, and so is the global loss before the first step.
+    If the maps are equal, the feature and the attention loss are zero, and so is the global loss before the first step.
 
     Unlike in the authors' code, a box covers the cells that it overlaps, as in `MemoryLoss`, and not one more row and
     column. Padding has no weight, and H W in Eq. 6 and 7 is the number of cells without it.
 
     Args:
-        object_weight, background_weight: alpha and beta, of the focal loss.
+        object_weight, background_weight: alpha and beta, of the feature loss.
         attention_weight: gamma, of the attention loss.
         global_weight: lambda, of the global loss.
         temperature: T, of the attention masks.

@@ -1,12 +1,16 @@
 """KD-DETR (arXiv:2211.08071), to compare with: teacher and student decode the same queries, "distillation points".
 
-The losses follow published summaries of the paper and third-party code (github.com/Myleswork/KD-DETR). Neither the
-equations nor the constants have been checked against the paper.
+The losses follow published summaries of the paper. They were compared with code that describes itself as official
+(github.com/Myleswork/KD-DETR), but not with the paper's equations.
 
 On every decoder layer, the loss of a point is a weighted sum of the divergence of the class scores, L1 and GIoU, times
 the point's foreground rebalancing weight, the teacher's highest class score. The sum over points is divided by the sum
-of these weights, as in `TargetAwareLogitLoss` but unlike in the summaries. The scores are sigmoids, so their divergence
-is the sum of the Bernoulli divergences of the classes.
+of these weights, as in `TargetAwareLogitLoss`. The scores are sigmoids, so their divergence is the sum of the Bernoulli
+divergences of the classes.
+
+That code differs in five places: general points are drawn from a normal distribution; the divergence is that of softmax
+scores with a temperature of 10, averaged over classes; it is not divided by the sum of the weights; L1 is the mean of
+the four coordinates; and all layers of the student but the last are compared with the teacher's last.
 """
 
 from ..checks import checked, count
