@@ -7,6 +7,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+import experiment_matrix
+import experiments
+from helpers.documents import ROOT
+from helpers.experiments import TRAIN_NET
+
 
 @pytest.fixture(autouse=True)
 def seeded():
@@ -23,3 +28,18 @@ def loggers():
         logger.setLevel(level)
         logger.propagate = propagate
         logger.handlers[:] = handlers
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A working directory for experiments, with the configs and a train_net.py that finishes at once."""
+    (tmp_path / "projects/CLoCKDistill").mkdir(parents=True)
+    (tmp_path / experiment_matrix.CONFIGS).symlink_to(ROOT / experiment_matrix.CONFIGS)
+    (tmp_path / experiment_matrix.TRAIN_NET).write_text(TRAIN_NET)
+    for name in ("calls", "failing", "waiting"):
+        (tmp_path / name).touch()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/results.md").write_text("# Results\n<!-- toy -->\nold\n<!-- end of toy -->\nThe end\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments, "POLL_SECONDS", 0.01)
+    return tmp_path
