@@ -134,7 +134,15 @@ def test_summary_shows_gains_and_averages_leads_over_cells(project, monkeypatch)
         assert values == pytest.approx([mean, mean - half, mean + half], abs=0.11)
     page = Path("docs/results.md").read_text()
     assert rows[0][2] in page
+    # the methods keep their order if the first cell lacks one
+    written = Path("docs/results/toy.json")
+    results = json.loads(written.read_text())
+    results["differences"] = [d for d in results["differences"] if (d["cell"], d["method"]) != ("dino", "fitnets")]
+    written.write_text(json.dumps(results))
+    rows = table_rows(experiment_report.write_summary([matrix]))
+    assert [row[0] for row in rows[2:5]] == ["clockdistill", "fitnets", "balance"]
     # nothing to summarize
+    page = Path("docs/results.md").read_text()
     assert experiment_report.write_summary([]) == ""
     assert experiment_report.write_summary([matrix | dict(methods=dict(clockdistill=[], balance=[]))]) == ""
     assert Path("docs/results.md").read_text() == page

@@ -163,27 +163,30 @@ def write_summary(matrices: Sequence[dict]) -> str:
     averages, whose intervals are those of a normal distribution, with independent cells. Matrices without other
     methods, such as an ablation, are left out altogether. If there are only these, the page keeps its summary.
     """
-    gains: dict[str, dict[str, str]] = {}
+    matrices = [matrix for matrix in matrices if has_other_methods(matrix)]
+    gains: dict[str, dict[str, str]] = {method: {} for matrix in matrices for method in matrix["methods"]}
     leads: dict[str, list[dict]] = {}
     for matrix in matrices:
-        methods = [method for cell in matrix["cells"] for method in methods_of(matrix, cell).values()]
-        if not any(isinstance(method, dict) for method in methods):
-            continue
         for d in read_json(RESULTS / f"{matrix['name']}.json")["differences"]:
             if d["baseline"] == PLAIN:
                 gains.setdefault(d["method"], {})[f"{matrix['title']}, {d['cell']}"] = short_gain(d)
             method = methods_of(matrix, d["cell"]).get(d["baseline"])
             if d["method"] == FULL and d["interval"] and (d["baseline"] == PLAIN or isinstance(method, dict)):
                 leads.setdefault(d["baseline"], []).append(d)
-    if not gains:
-        return ""
     cells = list(dict.fromkeys(cell for row in gains.values() for cell in row))
-    rows = [[method, *(row.get(cell, "") for cell in cells)] for method, row in gains.items()]
+    if not cells:
+        return ""
+    rows = [[method, *(row.get(cell, "") for cell in cells)] for method, row in gains.items() if row]
     averages = [[method, len(found), gain(average(found))] for method, found in leads.items()]
     headers = ["method", "cells", f"{FULL} minus it, in AP [{CONFIDENCE}%]"]
     text = f"{markdown(rows, ['method', *cells])}\n\n{markdown(averages, headers)}"
     PAGE.write_text(insert(PAGE.read_text(encoding="utf-8"), "summary", text), encoding="utf-8")
     return text
+
+
+def has_other_methods(matrix: dict) -> bool:
+    methods = [method for cell in matrix["cells"] for method in methods_of(matrix, cell).values()]
+    return any(isinstance(method, dict) for method in methods)
 
 
 def short_gain(difference: dict) -> str:
