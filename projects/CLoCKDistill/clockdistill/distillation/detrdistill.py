@@ -1,9 +1,9 @@
 """DETRDistill (arXiv:2211.10156), to compare with: its three losses.
 
-They were compared with the authors' code (github.com/BIVLab-USTC/DETRDistill, for Deformable DETR), and follow
-published summaries of the paper where the code is known to differ from it. They have not been checked against the
-paper's equations. The code also has a contrastive loss of queries, which the summaries do not mention and which is left
-out.
+They were compared with the authors' code (github.com/BIVLab-USTC/DETRDistill, for Deformable DETR). Where that code is
+known to differ from the paper, they follow published summaries of the paper. They have not been checked against the
+paper's equations. The authors' code also has a contrastive loss of queries, which the summaries do not mention; it is
+left out here.
 """
 
 import torch
@@ -34,8 +34,8 @@ class HungarianLogitLoss(LogitLoss):
     if the predictions are equal.
 
     Args:
-        class_weight, l1_weight, giou_weight: weights of the losses and of the costs of the matching. The loss and the
-            cost of the class are sums over the classes.
+        class_weight, l1_weight, giou_weight: weights of the losses and of the costs of the matching. Both the class
+            loss and the class cost are sums over the classes.
     """
 
     requires_objects = True

@@ -1,8 +1,8 @@
 """Feature distillation methods to compare with: FitNets, FGD and MGD.
 
 They compare feature pyramids. Each level has an adaptation layer and blocks of its own, as in the authors' code of FGD
-and MGD, with which their losses were compared. Sums over cells leave out padding. The numbers of equations of FGD and
-MGD have not been checked against the papers.
+and MGD, with which their losses were compared. Sums over cells leave out padding. FGD's and MGD's equation numbers have
+not been checked against the papers.
 """
 
 from collections.abc import Sequence
@@ -43,8 +43,9 @@ class FitNetsLoss(LevelwiseLoss):
     It is half the squared distance of the maps, summed over levels, cells and channels, and averaged over images. It is
     zero if the maps are equal.
 
-    The paper first trains the student's layers up to the hint with this loss alone, and then all layers with softened
-    outputs of the teacher, Eq. 2, and without the hint. Here it is added to the detection loss throughout.
+    The paper has two stages: it first trains the student's layers up to the hint with this loss alone, then all layers
+    with the teacher's softened outputs, Eq. 2, and without the hint. Here the hint loss is added to the detection loss
+    throughout.
 
     Args:
         weight: factor of the loss. The paper needs none.

@@ -8,9 +8,10 @@ the point's foreground rebalancing weight, the teacher's highest class score. Th
 of these weights, as in `TargetAwareLogitLoss`. The scores are sigmoids, so their divergence is the sum of the Bernoulli
 divergences of the classes.
 
-That code differs in five places: general points are drawn from a normal distribution; the divergence is that of softmax
-scores with a temperature of 10, averaged over classes; it is not divided by the sum of the weights; L1 is the mean of
-the four coordinates; and all layers of the student but the last are compared with the teacher's last.
+The code differs from this module in five places: general points are drawn from a normal distribution; the divergence is
+that of softmax scores with a temperature of 10, averaged over classes; the sum of the divergences is not divided by
+that of the weights; L1 is the mean of the four coordinates; and all layers of the student but the last are compared
+with the teacher's last.
 """
 
 from ..checks import checked, count

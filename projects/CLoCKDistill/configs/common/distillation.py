@@ -1,8 +1,8 @@
 """The two losses of CLoCKDistill (arXiv:2502.10683).
 
-alpha, beta and the weights of the logit loss are the paper's as two other projects quote them, and were not checked
-against it. They scale sums over channels and objects: check `gradient_share/*` in metrics.json for another width or
-dataset.
+alpha, beta and the weights of the logit loss are the paper's values as quoted by two other projects; they were not
+checked against the paper itself. They scale sums over channels and objects: check `gradient_share/*` in metrics.json
+for another width or dataset.
 """
 
 from detectron2.config import LazyCall as L

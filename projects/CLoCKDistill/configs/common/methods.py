@@ -1,9 +1,10 @@
 """Other distillation methods to compare with. Give a distillation config one of them as `distillation.losses`.
 
-The constants of FGD and MGD are those of their authors' code for RetinaNet, but FGD's `attention_weight` is the default
-of their loss, twice RetinaNet's; there are none for transformers. FitNets has no constant: its weight is that of MGD,
-which is a sum of squares over the same maps. The constants of KD-DETR are those of the code that `kd_detr.py` names,
-except the temperature. The constants of DETRDistill are those of its authors' code for Deformable DETR.
+The constants of FGD and MGD are those of their authors' RetinaNet configs, except FGD's `attention_weight`: it is the
+default in the authors' loss class, twice the value in these configs. The authors give none for transformers. FitNets
+has no constant: its weight is that of MGD, which is a sum of squares over the same maps. The constants of KD-DETR are
+those of the code that `kd_detr.py` names, except the temperature. The constants of DETRDistill are those of its
+authors' code for Deformable DETR.
 """
 
 from detectron2.config import LazyCall as L
