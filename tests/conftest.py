@@ -7,11 +7,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-import experiment_matrix
-import experiments
-from helpers.documents import ROOT
-from helpers.experiments import TRAIN_NET
-
 
 @pytest.fixture(autouse=True)
 def seeded():
@@ -33,6 +28,12 @@ def loggers():
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A working directory for experiments, with the configs and a train_net.py that finishes at once."""
+    # some tests call pytest without tools/ on the path
+    import experiment_matrix
+    import experiments
+    from helpers.documents import ROOT
+    from helpers.experiments import TRAIN_NET
+
     (tmp_path / "projects/CLoCKDistill").mkdir(parents=True)
     (tmp_path / experiment_matrix.CONFIGS).symlink_to(ROOT / experiment_matrix.CONFIGS)
     (tmp_path / experiment_matrix.TRAIN_NET).write_text(TRAIN_NET)
