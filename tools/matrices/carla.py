@@ -25,7 +25,7 @@ matrix = dict(
             methods={"no masks": no_masks} | variants,
         )
         for family, variants in dict(
-            # to find out why it does not gain
+            # to find out why DINO's student gains nothing
             dino={"no logits": no_logits, "no memory": no_memory, "with hint": with_hint},
             deformable_detr={},
         ).items()

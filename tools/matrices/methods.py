@@ -25,7 +25,7 @@ methods = dict(
     detrdistill=scaled(detrdistill, 3),
 )
 
-# Variants of CLoCKDistill: with FitNets' loss beside its own, and without a part
+# variants of CLoCKDistill: with FitNets' loss beside its own, and without a part
 with_hint = [
     "+distillation.losses.hint={_target_: clockdistill.distillation.FitNetsLoss, weight: 1.5e-3, feature: backbone}"
 ]
