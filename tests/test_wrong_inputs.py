@@ -102,6 +102,10 @@ OVERRIDES = {
     "width of the transformer": (["model.encoder.embed_dim=100"], "embed_dim 100 must be a multiple of"),
     "heads": (["model.encoder.num_heads=7"], "must be a multiple of num_heads 7"),
     "other classes": (["model.num_classes=3"], "has 5 classes and the model 3: set model.num_classes=5"),
+    "classes in another order": (
+        ["dataloader.test.dataset.names=kitti:ROOT:train:Van+Car+Truck+Pedestrian+Cyclist"],
+        "class 0 is Car in the dataset .*:Car.* and Van in .*:Van.*: give both the same categories",
+    ),
     "unknown key": (["train.max_iters=3"], "unknown config key train.max_iters: did you mean train.max_iter"),
     "unknown section": (["trian.max_iter=3"], "unknown config key trian.max_iter"),
     "no value": (["train.max_iter"], "write config overrides as key=value"),

@@ -92,7 +92,10 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
     logger.info(f"Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
     train_loader = build_loader(cfg, "train")
     # built now to report a wrong test set before training, not at the first evaluation
-    test_loader = build_loader(cfg, "test") if evaluates(cfg) else None
+    test_loader = None
+    if evaluates(cfg):
+        test_loader = build_loader(cfg, "test")
+        check_classes(cfg)
 
     distillation = build_distillation(cfg, model)
     optimizer = build_optimizer(cfg, model, distillation)
@@ -223,9 +226,7 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     """
     if cfg.dataloader.get(name) is None:
         raise UserError(f"the config has no dataloader.{name}: import one from configs/common/data")
-    key = f"dataloader.{name}.dataset.names"
-    names = OmegaConf.select(cfg, key)
-    names = [names] if isinstance(names, str) else list(names or ())
+    names = dataset_names(cfg, name)
     try:
         with reading(reading_policy(cfg)):
             loader = build(cfg.dataloader[name], f"dataloader.{name}")
@@ -239,7 +240,8 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
         if not unknown:
             raise
         raise UserError(
-            f"{unknown[0]} is not in Detectron2's catalog: register it, or set {key} to another dataset"
+            f"{unknown[0]} is not in Detectron2's catalog: register it, or set dataloader.{name}.dataset.names to "
+            "another dataset"
         ) from error
     for dataset in names:
         classes = MetadataCatalog.get(dataset).get("thing_classes", None)
@@ -250,6 +252,32 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
                 f"set model.num_classes={len(classes)}"
             )
     return loader
+
+
+def dataset_names(cfg: DictConfig, name: str) -> list[str]:
+    """Return the names of the datasets of `cfg.dataloader.train` or `.test`; none if it has another kind of dataset."""
+    names = OmegaConf.select(cfg, f"dataloader.{name}.dataset.names")
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def check_classes(cfg: DictConfig) -> None:
+    """Check that the datasets for training and test, which must be loaded, number the same classes alike.
+
+    Detectron2 compares only those of one loader.
+
+    Raises:
+        UserError: they do not.
+    """
+    names = [*dataset_names(cfg, "train"), *dataset_names(cfg, "test")]
+    classes = {name: found for name in names if (found := MetadataCatalog.get(name).get("thing_classes"))}
+    first, expected = next(iter(classes.items()), ("", []))
+    for name, found in classes.items():
+        for number, (a, b) in enumerate(zip(expected, found, strict=False)):
+            if a != b:
+                raise UserError(
+                    f"class {number} is {a} in the dataset {first} and {b} in {name}: give both the same categories in "
+                    "the same order, which in COCO's format is that of their ids"
+                )
 
 
 def reading_policy(cfg: DictConfig) -> ReadingPolicy:
