@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 import demo
+from clockdistill.engine import load_config
 from clockdistill.errors import UserError
+from experiment_matrix import load_matrix, runs_of
+from experiments import read_factors
 
 
 def cells(table):
@@ -54,6 +57,18 @@ def test_one_seed_has_no_standard_deviation():
 def test_every_student_has_its_configs(family, student):
     for name in demo.MODELS:
         assert (demo.ROOT / demo.config_of(family, name, student)).is_file()
+
+
+@pytest.mark.parametrize(("cell", "student"), [("dino", "tiny"), ("dino_light", "light")])
+def test_the_pair_is_trained_as_in_the_results(monkeypatch, cell, student):
+    monkeypatch.chdir(demo.ROOT)
+    factors = {method: chosen["factor"] for method, chosen in read_factors().items()}
+    runs = {run.method: run for run in runs_of(load_matrix("tools/matrices/street.py"), factors) if run.cell == cell}
+    for name, method in {"student": "plain", "distilled": "balance"}.items():
+        result = load_config(runs[method].arguments[1], runs[method].arguments[3:])
+        trained = load_config(demo.config_of("dino", name, student), demo.OVERRIDES[name])
+        trained.train.update({key: result.train[key] for key in ("output_dir", "eval_period", "seed")})
+        assert trained == result
 
 
 def test_a_student_without_config_is_refused(monkeypatch, capsys):
