@@ -80,25 +80,19 @@ def detect(run, metadata, image, threshold):
     return boxes[keep], scores[keep], labels[keep]
 
 
-def read_images(inputs):
+def read_images(files):
     """Yield the name of each input, the number of the frame (None in images), the frame rate, and the BGR image."""
-    for text in inputs:
-        path, is_camera = Path(text), text.isdigit()
-        for file in sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES) if path.is_dir() else [path]:
-            frame, name = None, f"camera{text}" if is_camera else file.name
-            if file.suffix.lower() in IMAGES:
-                image = cv2.imread(str(file))
-                if image is not None:
-                    yield name, None, 0, image
-                    continue
-            video = cv2.VideoCapture(int(text) if is_camera else str(file))
-            while (image := video.read()[1]) is not None:
-                frame = 0 if frame is None else frame + 1
-                yield name, frame, video.get(cv2.CAP_PROP_FPS) or 25.0, image
-            if frame is None:
-                sys.exit(
-                    f"error: {file} is neither an image nor a video nor the number of a camera: give another input"
-                )
+    for file in files:
+        frame, is_camera = None, str(file).isdigit()
+        if file.suffix.lower() in IMAGES and (image := cv2.imread(str(file))) is not None:
+            yield file.name, None, 0, image
+            continue
+        video = cv2.VideoCapture(int(str(file)) if is_camera else str(file))
+        while (image := video.read()[1]) is not None:
+            frame = 0 if frame is None else frame + 1
+            yield f"camera{file}" if is_camera else file.name, frame, video.get(cv2.CAP_PROP_FPS) or 25.0, image
+        if frame is None:
+            sys.exit(f"error: {file} is neither an image nor a video nor the number of a camera: give another input")
 
 
 def main():
@@ -113,18 +107,24 @@ def main():
         metadata = {key: json.loads(texts[key]) for key in ("class_names", "resize", "size")}
     except (KeyError, ValueError, TypeError):
         sys.exit(f"error: {args.model} has no metadata with class names and sizes: write it with export.py")
-    names, output, seconds, writer = metadata["class_names"], Path(args.output), [], None
+    names, output, seconds, writer = metadata["class_names"], Path(args.output), [], cv2.VideoWriter()
+    files, sources = [], {}
+    for path in map(Path, args.input):
+        files += sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES) if path.is_dir() else [path]
+    for file in files:
+        other = sources.setdefault((file.stem, file.suffix.lower() in IMAGES), file)
+        if other != file or (file.is_file() and file.resolve().parent == output.resolve()):
+            sys.exit(f"error: the result of {other} would replace {file} or its result: change --output")
     output.mkdir(parents=True, exist_ok=True)
     lines = (output / "predictions.jsonl").open("w", encoding="utf-8", buffering=1)
     try:
-        for name, frame, rate, image in read_images(args.input):
+        for name, frame, rate, image in read_images(files):
             start = time.perf_counter()
             boxes, scores, labels = detect(run, metadata, image, args.threshold)
             seconds.append(time.perf_counter() - start)
-            corners = np.hstack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2])).tolist()
             instances = [
-                dict(category_id=label, category_name=names[label], bbox=box, score=score)
-                for box, score, label in zip(corners, scores.tolist(), labels.tolist())
+                dict(category_id=label, category_name=names[label], bbox=[x1, y1, x2 - x1, y2 - y1], score=score)
+                for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist())
             ]
             source = dict(file_name=name) if frame is None else dict(file_name=name, frame=frame)
             print(json.dumps(source | dict(instances=instances)), file=lines)
@@ -141,8 +141,7 @@ def main():
             writer.write(image)
     except KeyboardInterrupt:
         print("interrupted")
-    if writer is not None:
-        writer.release()
+    writer.release()
     print(f"{len(seconds)} images, {len(seconds) / max(sum(seconds), 1e-9):.1f} per second: {output}")
 
 

@@ -102,6 +102,23 @@ def test_wrong_files_are_named_in_one_sentence(folder, model, source, sentence):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("inputs", "output", "sentence"),
+    [
+        (["photos"], "photos", "the result of photos/a.png would replace photos/a.png or its result: change --output"),
+        (["drive.mp4"], ".", "the result of drive.mp4 would replace drive.mp4 or its result: change --output"),
+        (["photos", "a.jpg"], "out", "the result of photos/a.png would replace a.jpg or its result: change --output"),
+    ],
+)
+def test_no_result_replaces_an_input_or_another_result(folder, inputs, output, sentence):
+    (folder / "a.jpg").write_bytes((folder / "photos" / "a.png").read_bytes())
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    command = [sys.executable, str(DETECT), "--model", "model.onnx", "--input", *inputs, "--output", output]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, f"error: {sentence}\n")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_resizing_is_that_of_detectron2():
     rng = np.random.default_rng(0)
     for height, width, rows, columns in ((37, 91, 50, 123), (480, 640, 128, 171), (96, 320, 96, 320), (60, 40, 20, 13)):
