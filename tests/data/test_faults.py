@@ -136,6 +136,7 @@ COCO_FAULTS = {
     "text as box": (annotation(bbox="1 2 3 4"), "annotation 1: invalid bbox '1 2 3 4'; expected list"),
     "list as image id": (annotation(image_id=[1]), r"annotation 1: invalid image_id \[1\]; expected int or str"),
     "text as width": (coco(lambda content: content["images"][1].update(width="64")), "image 1: invalid width '64'"),
+    "iscrowd": (annotation(iscrowd="no"), "annotation 1: iscrowd 'no'; write 0 or 1"),
     "three numbers": (annotation(bbox=[1, 2, 3]), r"annotation 1: invalid box \[1, 2, 3\]; write four numbers"),
     "text in a box": (annotation(bbox=[1, 2, 3, "4"]), "annotation 1: invalid box .*; write four numbers"),
     "negative width": (annotation(bbox=[30, 12, -20, 28]), "annotation 1: inverted or empty box"),
@@ -188,10 +189,12 @@ def test_a_valid_data_set_passes_the_check(root, monkeypatch, capsys, kind):
     assert "2 image(s), 0 fault(s)" in printed
 
 
-@pytest.mark.parametrize("kind", ["kitti", "coco", "coco without areas"])
+@pytest.mark.parametrize("kind", ["kitti", "coco", "coco without areas", "coco with null"])
 def test_a_valid_data_set_needs_only_overrides_to_train(root, kind):
     if kind == "coco without areas":
         annotation(area=None, iscrowd=None)(root)
+    if kind == "coco with null":
+        coco(lambda content: content["annotations"][1].update(area=None, iscrowd=None))(root)
     options = [f"dataloader.{loader}.dataset.names={name_of(root, kind)}" for loader in ("train", "test")]
     options += [f"train.output_dir={root}/out", "train.max_iter=1", "dataloader.train.total_batch_size=2"]
     options += ["dataloader.train.num_workers=0", f"model.num_classes={5 if kind == 'kitti' else 1}"]

@@ -94,14 +94,15 @@ def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[
                     bbox=box,
                     bbox_mode=BoxMode.XYWH_ABS,
                     category_id=labels[annotation["category_id"]],
-                    iscrowd=int(annotation.get("iscrowd", 0)),
+                    iscrowd=int(annotation.get("iscrowd") or 0),
                 )
             )
     metadata = dict(
         thing_classes=list(categories.values()),
         thing_dataset_id_to_contiguous_id={key: label for label, key in enumerate(categories)},
     )
-    if not faults and all("area" in annotation and "iscrowd" in annotation for annotation in content["annotations"]):
+    # pycocotools reads both without a default
+    if not faults and all(None not in (a.get("area"), a.get("iscrowd")) for a in content["annotations"]):
         metadata["json_file"] = str(json_file)
     readable = [record for record in records.values() if record["file_name"] not in unreadable]
     return Reading(readable, faults), metadata
@@ -165,6 +166,8 @@ def annotation_faults(annotation: dict, records: dict, categories: dict) -> Iter
     if annotation["category_id"] not in categories:
         yield f"unknown category {annotation['category_id']}; use one of {', '.join(map(str, categories))}", None
     box = annotation["bbox"]
+    if annotation.get("iscrowd") not in (None, 0, 1):
+        yield f"iscrowd {annotation['iscrowd']!r}; write 0 or 1", None
     if annotation["image_id"] not in records:
         yield f"unknown image {annotation['image_id']}; add it to `images`", None
     if not (len(box) == 4 and all(isinstance(x, int | float) for x in box)):
