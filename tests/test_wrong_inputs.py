@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("loggers")
 STUDENT = CONFIGS / "dino/dino_r18_tiny_street.py"
 DISTILLED = CONFIGS / "dino/dino_r18_small_to_tiny_street.py"
 TEACHER = CONFIGS.parent / "demo/dino_r18_small_street.pth"
+TEACHER_CONFIG = CONFIGS / "dino/dino_r18_small_street.py"
 CAR = "Car 0.00 0 1.85 10.00 12.00 30.00 40.00 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
 
 # values that break a rule, by key; the message names the key and says what the value must be
@@ -56,7 +57,7 @@ VALUES = {
     "train.clip_grad": [0, -1, "nan"],
     "train.ema.decay": [1, 2, -0.5],
     "train.amp.dtype": ["int8", "float64"],
-    "train.device": ["tpu", "cuda:first", "null"],
+    "train.device": ["tpu", "cuda:1", "null"],
     "train.eval_period": [-1],
     "train.seed": ["soon", 5000000000],
     "train.ema": ["null"],
@@ -104,7 +105,12 @@ OVERRIDES = {
     "other classes": (["model.num_classes=3"], "has 5 classes and the model 3: set model.num_classes=5"),
     "classes in another order": (
         ["dataloader.test.dataset.names=kitti:ROOT:train:Van+Car+Truck+Pedestrian+Cyclist"],
-        "class 0 is Car in the dataset .*:Car.* and Van in .*:Van.*: give both the same categories",
+        "class 0 of the dataset .*:Car.* is Car, which is class 1 of the dataset .*:Van.*: give all data the same",
+    ),
+    "levels": (["model.neck.num_levels=7"], "model.neck.num_levels cannot be 7: it must be 3, as in the encoder"),
+    "unused stage": (
+        ["model.neck.in_features=[res3,res4]", "model.neck.in_channels=[16,32]"],
+        "model.neck.in_features cannot be .*: it must be a list with res5, or leave them out of model.backbone.out",
     ),
     "unknown key": (["train.max_iters=3"], "unknown config key train.max_iters: did you mean train.max_iter"),
     "unknown section": (["trian.max_iter=3"], "unknown config key trian.max_iter"),
@@ -142,12 +148,19 @@ DISTILLATION_OVERRIDES = {
     "no teacher's config": (["distillation.teacher.config=nowhere.py"], r"config file nowhere\.py does not exist"),
     "config without model": (["distillation.teacher.config=EMPTY"], "has no `model`"),
     "other teacher": (["distillation.teacher.config=SMALL"], "does not set|leaves"),
+    "teacher's classes in another order": (
+        ["distillation.teacher.checkpoint=MOVED"],
+        r"class 0 of the dataset .* is Car, which is class 1 of the teacher",
+    ),
     "NaN teacher": (
         ["distillation.teacher.checkpoint=NAN"],
         r"nan\.pth has NaN or infinite values .*: use a checkpoint",
     ),
     "invalid teacher": (["distillation.teacher.config=INVALID"], "teacher config .*model.num_queries cannot be 0"),
-    "calibration": (["distillation.embedding=calibrated", "distillation.calibration=null"], "set its batches, steps"),
+    "calibration": (
+        ["distillation.embedding=calibrated", "distillation.calibration=null"],
+        "must have the keys batches",
+    ),
     "unknown loss": (["+distillation.losses.mine={_target_: nowhere.Loss}"], "losses.mine cannot be built"),
     "fine level": (["model.backbone.out_features=[res2]", "model.neck.in_features=[res2]"], "in_channels"),
 }
@@ -158,6 +171,9 @@ CHECKPOINTS = {
     "half.pth": (TEACHER.read_bytes()[:100_000], "cannot be read as a checkpoint"),
     "state.pth": ({"trainer": {"iteration": 3}}, "contains no model weights"),
     "list.pth": ([1, 2, 3], "contains no model weights"),
+    "listed.pth": ({"model": [1, 2, 3]}, "contains no model weights"),
+    # cut off, in the format of torch before version 1.6
+    "old.pth": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M", "cannot be read as a checkpoint"),
     "code.pth": ({"model": {"a": torch.zeros(1)}, "path": CONFIGS}, "not safe to load, since it contains pathlib"),
     "code.pyth": ({"model_state": {"a": torch.zeros(1)}, "path": CONFIGS}, "not safe to load"),
     "code.pkl": (
@@ -171,6 +187,11 @@ CHECKPOINTS = {
     "nan.pth": (None, "has NaN or infinite values in 1 parameters or buffers, such as class_heads.0.bias"),
 }
 TRAIN_FLAGS = {
+    "other order of classes": (
+        f"--eval-only --config-file {TEACHER_CONFIG} train.init_checkpoint=TEACHER "
+        "dataloader.test.dataset.names=kitti:ROOT:train:Van+Car+Truck+Pedestrian+Cyclist",
+        r"class 0 of the model in .*\.pth is Car, which is class 1 of the dataset",
+    ),
     "negative GPUs": ("--num-gpus -1", "--num-gpus cannot be -1"),
     "too many processes": ("--num-gpus 99", r"--num-gpus is 99, but this machine has (no GPU and )?\d+"),
     "text for GPUs": ("--num-gpus all", "invalid int value: 'all'"),
@@ -200,6 +221,10 @@ TRAIN_FLAGS = {
 }
 WITH_VALUE = ("--config-file", "--num-gpus", "--num-machines", "--machine-rank", "--dist-url", "--compare")
 PREDICT = f"--config-file {STUDENT} --input ROOT/training/image_2 --output NEW"
+TRAINED = (
+    f"--config-file {TEACHER_CONFIG} --opts train.init_checkpoint=TEACHER "
+    "dataloader.test.dataset.names=kitti:ROOT:train:Car+Van+Truck+Pedestrian+Cyclist"
+)
 PROGRAMS = [
     (predict, f"{PREDICT} --threshold 2", "2 is not between 0 and 1"),
     (predict, f"{PREDICT} --threshold nan", "nan is not between 0 and 1"),
@@ -211,6 +236,14 @@ PROGRAMS = [
     (predict, f"{PREDICT} --opts train.init_checkpoint=nowhere.pth", r"nowhere\.pth does not exist"),
     (predict, f"{PREDICT} --opts train.init_checkpoint=''", "no trained weights are given"),
     (predict, f"--config-file {STUDENT} --input ROOT/training/image_2 --output ROOT/training/image_2", "output folder"),
+    (
+        predict,
+        f"{TRAINED} --input ROOT/training/image_2 --output NEW --model a.onnx",
+        "leave out --config-file and --opts",
+    ),
+    (predict, f"{TRAINED} --input ROOT/training/image_2 --output FILE", "--output .*file cannot be created .*: set it"),
+    (visualize, f"{TRAINED} --output FILE", "--output .*file cannot be created .*: set it"),
+    (visualize, f"{TRAINED} dataloader.test.dataset.names=streets --output NEW", "streets is not in Detectron2's cat"),
     (visualize, f"--config-file {STUDENT} --output NEW --worst 0", "0 is not at least 1"),
     (visualize, f"--config-file {STUDENT} --output NEW --first -1", "-1 is not at least 1"),
     (visualize, f"--config-file {STUDENT} --output NEW --threshold 7", "7 is not between 0 and 1"),
@@ -281,6 +314,9 @@ def root(tmp_path_factory):
             path.write_bytes(content)
         else:
             torch.save(content, path)
+    weights = torch.load(TEACHER, weights_only=True)
+    weights["metadata"]["class_names"][:2] = ["Van", "Car"]
+    torch.save(weights, root / "moved.pth")
     (root / "file").write_text("a file")
     (root / "empty.py").write_text("x = dict(a=1)\n")
     model = f"from detectron2.config import LazyConfig\nmodel = LazyConfig.load({str(STUDENT)!r}).model\n"
@@ -315,7 +351,9 @@ def start(program, arguments, monkeypatch):
 def test_a_wrong_input_ends_in_a_sentence(root, monkeypatch, capfd, title, program, arguments, message):
     monkeypatch.chdir(root)
     paths = dict(ROOT=root, NEW=root / "new", FILE=root / "file", EMPTY=root / "empty.py", SMALL=root / "small.py")
-    paths |= dict(INVALID=root / "invalid.py", NAN=root / "nan.pth", STUDENT=STUDENT, TEACHER=TEACHER)
+    paths |= dict(
+        MOVED=root / "moved.pth", INVALID=root / "invalid.py", NAN=root / "nan.pth", STUDENT=STUDENT, TEACHER=TEACHER
+    )
     with socket.create_server(("", 0)) as server:
         paths["PORT"] = server.getsockname()[1]
         for word, path in paths.items():

@@ -41,8 +41,10 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from clockdistill.data.catalog import reading
 from clockdistill.engine import load_config, load_model_and_metadata, run
 from clockdistill.engine.arguments import natural
+from clockdistill.engine.train import reading_policy
 from clockdistill.errors import UserError
 from clockdistill.export import (
     MAX_LOSS,
@@ -187,7 +189,8 @@ def dataset_records(cfg: DictConfig, split: str) -> tuple[str, list[dict]]:
     names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
     name = names if names is None or isinstance(names, str) else names[0]
     try:
-        return name, DatasetCatalog.get(name)
+        with reading(reading_policy(cfg)):
+            return name, DatasetCatalog.get(name)
     except (KeyError, FileNotFoundError) as error:
         raise UserError(
             f"dataset {name}, whose images the export needs, is not on disk: pass a folder of images with --images, or "

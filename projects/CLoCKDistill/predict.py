@@ -39,8 +39,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
-from clockdistill.engine import load_config, load_model_and_metadata, prepare_inference, run
+from clockdistill.engine import load_config, load_model_and_metadata, load_records, prepare_inference, run
 from clockdistill.engine.arguments import score
+from clockdistill.engine.output_dir import make_output_dir
 from clockdistill.errors import UserError
 from clockdistill.evaluation.pictures import draw_detections, write_png
 from clockdistill.export import ExportedDetector
@@ -55,6 +56,8 @@ def main(args: argparse.Namespace) -> None:
         if path.parent.resolve() == output.resolve():
             raise UserError(f"{path} is in the output folder and could be overwritten: choose another --output")
     if args.model is not None:
+        if args.config_file is not None or args.opts:
+            raise UserError("--model takes all settings from the exported file: leave out --config-file and --opts")
         detector = ExportedDetector(args.model)
         class_names = detector.metadata["class_names"]
         augmentations = get_augmentations(OmegaConf.create(), detector.metadata)
@@ -66,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
         augmentations = get_augmentations(cfg, metadata)
     else:
         raise UserError("no model: give --model with an exported file, or --config-file and train.init_checkpoint")
-    output.mkdir(parents=True, exist_ok=True)
+    make_output_dir(output, "--output")
 
     unreadable = []
     # line buffering: every line is on disk once it is written
@@ -148,7 +151,7 @@ def get_class_names(cfg: DictConfig, metadata: dict) -> list[str]:
                 "dataloader.test.dataset.names to the dataset that the model was trained on"
             )
         if not MetadataCatalog.get(name).get("thing_classes"):
-            DatasetCatalog.get(name)
+            load_records(cfg, "test")
         source, class_names = f"dataset {name}", MetadataCatalog.get(name).thing_classes
     if len(class_names) != cfg.model.num_classes:
         raise UserError(

@@ -40,9 +40,10 @@ from tqdm import tqdm
 
 import clockdistill.data  # noqa: F401  registers the datasets
 from clockdistill.distillation.memory import location_and_scale_weights
-from clockdistill.engine import ModelSpec, load_config, load_model, parse_model_specs, run
+from clockdistill.engine import ModelSpec, load_config, load_model, load_records, parse_model_specs, run
 from clockdistill.engine.arguments import natural, score
 from clockdistill.engine.observe import observe_object, split_levels
+from clockdistill.engine.output_dir import make_output_dir
 from clockdistill.errors import UserError
 from clockdistill.evaluation.matching import evaluate_coco, match, worst_images
 from clockdistill.evaluation.pictures import (
@@ -83,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         specs, cfgs = [ModelSpec("Predictions", args.config_file, cfg.train.init_checkpoint)], [cfg]
     models = {spec.name: Model(model_cfg) for spec, model_cfg in zip(specs, cfgs, strict=True)}
-    records = instantiate(cfg.dataloader.test.dataset)
+    records = load_records(cfg, "test")
     class_names = MetadataCatalog.get(cfg.dataloader.test.dataset.names).thing_classes
     for spec in specs:
         num_classes = models[spec.name].detector.num_classes
@@ -94,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
             )
     chosen = select_images(records, args.image)
     output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
+    make_output_dir(output, "--output")
 
     if args.worst or args.precision_recall:
         predictions = {name: [model.predict(r) for r in tqdm(records, name)] for name, model in models.items()}

@@ -43,8 +43,8 @@ def test_the_teacher_decodes_a_calibrated_query_into_its_object(variant):
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
 
-def calibrated_hook(teacher, data):
-    hook = make_hook(tiny("deformable_detr"), teacher, embedding="calibrated", calibration=CALIBRATION)
+def calibrated_hook(teacher, data, **settings):
+    hook = make_hook(tiny("deformable_detr"), teacher, embedding="calibrated", calibration=CALIBRATION | settings)
     hook.calibrate(data)
     return hook
 
@@ -63,6 +63,14 @@ def test_a_calibration_is_saved_next_to_the_teacher_and_reused_until_the_teacher
     assert not torch.equal(anew.embedding.content.weight, first.embedding.content.weight)
 
 
+@pytest.mark.parametrize("other", [dict(batches=1), dict(steps=4), dict(lr=2e-2)], ids=str)
+def test_a_calibration_with_other_settings_is_not_reused(tmp_path, other):
+    teacher, batch = save_teacher(tmp_path, "deformable_detr"), random_batch()
+    first = calibrated_hook(teacher, [batch] * 2)
+    anew = calibrated_hook(teacher, [batch] * 2, **other)
+    assert not torch.equal(anew.embedding.content.weight, first.embedding.content.weight)
+
+
 def test_a_file_without_a_calibration_is_refused(tmp_path):
     teacher = save_teacher(tmp_path, "deformable_detr")
     torch.save({"model": {}}, tmp_path / "teacher.targets.pth")
@@ -78,9 +86,20 @@ def test_a_calibration_that_cannot_be_saved_is_still_used(tmp_path, caplog):
     assert hook.embedding.content.weight.abs().sum() > 0
 
 
-def test_calibration_requires_its_settings(tmp_path):
-    with pytest.raises(UserError, match=r"distillation\.calibration is missing"):
-        make_hook(tiny("dab_detr"), save_teacher(tmp_path, "dab_detr"), embedding="calibrated")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (None, r"distillation\.calibration must have the keys batches, steps, lr"),
+        (dict(batches=1, steps=1), r"distillation\.calibration must have the keys batches, steps, lr"),
+        (CALIBRATION | dict(epochs=1), r"distillation\.calibration must have the keys batches, steps, lr"),
+        (CALIBRATION | dict(steps=0), r"distillation\.calibration\.steps cannot be 0: it must be at least 1"),
+        (CALIBRATION | dict(lr=float("nan")), r"distillation\.calibration\.lr cannot be nan"),
+    ],
+    ids=str,
+)
+def test_calibration_requires_its_settings(tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        make_hook(tiny("dab_detr"), save_teacher(tmp_path, "dab_detr"), embedding="calibrated", calibration=settings)
 
 
 def fit(rank, world, folder, batch):

@@ -5,23 +5,34 @@ import hashlib
 import itertools
 import logging
 import os
-import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checks import above, checked, count
-from ..errors import UserError
+from ..checks import above, check, count
+from ..errors import InvalidValue, UserError
 from ..modeling import Detector
 from .target_queries import TargetEmbedding
 
 logger = logging.getLogger(__name__)
 
 
-@checked(batches=count, steps=count, lr=above(0))
+RULES = {"batches": count, "steps": count, "lr": above(0)}
+
+
+def check_settings(settings: Mapping[str, float] | None) -> None:
+    """Raise a `UserError` unless these are the settings of `calibrate`."""
+    if set(settings or ()) != set(RULES):
+        raise UserError(f"distillation.calibration must have the keys {', '.join(RULES)}, and no others")
+    try:
+        check(dict(settings), RULES)
+    except InvalidValue as error:
+        raise error.at("distillation.calibration") from error
+
+
 def calibrate(
     embedding: TargetEmbedding, teacher: Detector, data: Iterable[list[dict]], batches: int, steps: int, lr: float
 ) -> None:
@@ -72,12 +83,16 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_embedding(embedding: TargetEmbedding, path: str, teacher: str) -> None:
-    """Save an embedding with its teacher's fingerprint, or log a warning if the file cannot be written."""
+def save_embedding(embedding: TargetEmbedding, path: str, origin: Mapping) -> None:
+    """Save an embedding with its origin, or log a warning if the file cannot be written.
+
+    Args:
+        origin: the teacher's fingerprint and the settings of the calibration.
+    """
     # another training with the same teacher may be saving too
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        torch.save({"teacher": teacher, "embedding": embedding.state_dict()}, temporary)
+        torch.save({"origin": dict(origin), "embedding": embedding.state_dict()}, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
@@ -89,16 +104,18 @@ def save_embedding(embedding: TargetEmbedding, path: str, teacher: str) -> None:
         logger.info(f"Saved the calibrated target queries to {path}")
 
 
-def load_embedding(embedding: TargetEmbedding, path: str, teacher: str) -> bool:
-    """Load an embedding, and return whether the file exists and belongs to this teacher."""
+def load_embedding(embedding: TargetEmbedding, path: str, origin: Mapping) -> bool:
+    """Load an embedding, and return whether the file exists and has this origin."""
     if not os.path.isfile(path):
         return False
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["teacher"] != teacher:
-            logger.info(f"{path} belongs to another teacher: fitting new target queries")
+        weights = saved["embedding"]
+        if saved.get("origin") != dict(origin):
+            logger.info(f"{path} is of another teacher or other settings: fitting new target queries")
             return False
-        embedding.load_state_dict(saved["embedding"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        embedding.load_state_dict(weights)
+    except Exception as error:  # a damaged pickle raises almost anything
         raise UserError(f"{path} does not contain calibrated target queries: delete it to fit them again") from error
+    logger.info(f"Using the calibrated target queries in {path}")
     return True

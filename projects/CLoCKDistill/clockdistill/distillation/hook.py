@@ -20,7 +20,7 @@ from ..modeling.criterion import average_over_ranks
 from ..modeling.parallel import synchronized
 from .balance import GradientBalance, ratios_of
 from .base import DistillationLoss
-from .calibration import calibrate, calibration_path, fingerprint, load_embedding, save_embedding
+from .calibration import calibrate, calibration_path, check_settings, fingerprint, load_embedding, save_embedding
 from .gradients import log_gradient_shares
 from .target_queries import QueryAdapter, check_source, make_embedding
 from .teacher import PAIRINGS, load_teacher, pair_levels
@@ -69,7 +69,7 @@ class DistillationHook(HookBase):
                 "distillation.losses is empty: add a loss, or use the student's config to train without one"
             )
         check({"balance": balance}, {"balance": optional(ratios_of(*losses))})
-        self.teacher = load_teacher(teacher["config"], teacher["checkpoint"], student)
+        self.teacher, self.teacher_classes = load_teacher(teacher["config"], teacher["checkpoint"], student)
         self.gradient_share_period = gradient_share_period
         self.requires_targets = any(loss.requires_targets for loss in losses.values())
         self.requires_objects = any(loss.requires_objects for loss in losses.values())
@@ -96,8 +96,8 @@ class DistillationHook(HookBase):
             self.modules["balance"] = self.balance
         check_source(embedding)
         if self.requires_targets:
-            if embedding == "calibrated" and calibration is None:
-                raise UserError("distillation.calibration is missing: set its batches, steps and lr")
+            if embedding == "calibrated":
+                check_settings(calibration)
             self.embedding = make_embedding(embedding, self.teacher)
             self.calibration = calibration if embedding == "calibrated" else None
             self.calibration_path = calibration_path(teacher["checkpoint"])
@@ -119,13 +119,13 @@ class DistillationHook(HookBase):
         """
         if not self.requires_targets or self.calibration is None:
             return
-        teacher = fingerprint(self.teacher)
-        loaded = load_embedding(self.embedding, self.calibration_path, teacher)
+        origin = dict(teacher=fingerprint(self.teacher), **self.calibration)
+        loaded = load_embedding(self.embedding, self.calibration_path, origin)
         # if only some of several machines have the file, all calibrate together
         if not all(comm.all_gather(loaded)):
             calibrate(self.embedding, self.teacher, data, **self.calibration)
             if comm.is_main_process():
-                save_embedding(self.embedding, self.calibration_path, teacher)
+                save_embedding(self.embedding, self.calibration_path, origin)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return the parameters to train with the student's."""

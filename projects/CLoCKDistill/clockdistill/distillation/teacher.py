@@ -8,8 +8,8 @@ from ..modeling import Detector
 from ..modeling.weights import load_weights
 
 
-def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
-    """Return a frozen detector in eval mode, with the student's number of classes.
+def load_teacher(config: str, checkpoint: str, student: Detector) -> tuple[Detector, list[str] | None]:
+    """Return a frozen detector in eval mode, with the student's number of classes, and its class names if it has them.
 
     Args:
         config: path of a LazyConfig file with a `model`.
@@ -42,7 +42,7 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> Detector:
             f"teacher checkpoint {checkpoint} does not set {len(unset)} parameters or buffers of {config}, "
             f"such as {unset[0]}: give the checkpoint that was trained with this config"
         )
-    return teacher.eval().requires_grad_(False).to(student.device)
+    return teacher.eval().requires_grad_(False).to(student.device), report.class_names
 
 
 PAIRINGS = ("stride", "order")

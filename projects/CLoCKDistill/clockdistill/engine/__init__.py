@@ -8,7 +8,7 @@ from .hooks import EMAHook, ProgressBar
 from .launch import run
 from .model_spec import ModelSpec, parse_model_specs
 from .optim import get_detr_optimizer_params
-from .train import do_test, do_train, load_model, load_model_and_metadata, prepare_inference
+from .train import do_test, do_train, load_model, load_model_and_metadata, load_records, prepare_inference
 from .trainer import Trainer
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_model_and_metadata",
+    "load_records",
     "parse_model_specs",
     "prepare_inference",
     "run",

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 import re
 import shutil
 from typing import Any
@@ -174,7 +173,7 @@ class Checkpointer(WeightLoader):
         extra = self.load(path, checkpointables=[], strict=True)
         try:
             state = torch.load(state_path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except Exception as error:  # a damaged pickle raises almost anything
             raise UserError(
                 f"{state_path} cannot be read: start a new run with train.init_checkpoint={path}, without --resume"
             ) from error

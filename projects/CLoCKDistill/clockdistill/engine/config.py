@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ RULES = {
     "train.output_dir": Rule(bool, "the path of a folder"),
     "train.seed": Rule(lambda seed: is_number(seed) and seed < 2**32, "less than 2^32; negative for a random seed"),
     "train.max_iter": count,
-    "train.device": Rule(lambda name: re.fullmatch(r"cpu|cuda(:\d+)?", str(name)) is not None, "cpu or cuda"),
+    "train.device": Rule(lambda name: name in ("cpu", "cuda"), "cpu or cuda; CUDA_VISIBLE_DEVICES chooses the GPUs"),
     "train.clip_grad": optional(above(0)),
     "train.max_nonfinite_steps": count,
     "train.accumulate": count,

@@ -20,7 +20,15 @@ from ..export import SUFFIXES, ExportedDetector
 from .config import load_config
 from .defaults import open_output_dir
 from .model_spec import parse_model_specs
-from .train import build_evaluator, build_test_loader, evaluate, load_model, prepare_inference
+from .train import (
+    build_evaluator,
+    build_test_loader,
+    check_classes,
+    dataset_classes,
+    evaluate,
+    load_model_and_metadata,
+    prepare_inference,
+)
 
 FOLDER = re.compile(r"\w[\w .+-]*")
 
@@ -71,8 +79,11 @@ def _evaluate(output: DictConfig, cfgs: dict[str, DictConfig]) -> dict[str, dict
     """Evaluate the models of configs with the same test set, and log to the output folder of `output`."""
     plain_output = copy.deepcopy(output)  # without the objects that are put into it
     # load everything first, so that an error comes before the first evaluation
-    models = {name: load(cfg) for name, cfg in cfgs.items()}
+    models, classes = {}, {}
+    for name, cfg in cfgs.items():
+        models[name], classes[f"the model in {cfg.train.init_checkpoint}"] = load(cfg)
     loader = build_test_loader(output)
+    check_classes(classes | dataset_classes(output, "test"))
     open_output_dir(plain_output, keep_config=True)
     results = {
         name: evaluate(models[name], loader, build_evaluator(cfg), cfg.train.output_dir) for name, cfg in cfgs.items()
@@ -92,18 +103,22 @@ def _evaluate(output: DictConfig, cfgs: dict[str, DictConfig]) -> dict[str, dict
     return results
 
 
-def load(cfg: DictConfig) -> nn.Module:
-    """Return the model of a config, ready for inference, or the exported one that `cfg.train.init_checkpoint` names."""
+def load(cfg: DictConfig) -> tuple[nn.Module, list[str] | None]:
+    """Return the model of a config, ready for inference, or the exported one that `cfg.train.init_checkpoint` names.
+
+    Its class names are returned too, or None if its file does not have them.
+    """
     path = cfg.train.init_checkpoint
     if not path.endswith(SUFFIXES):
-        return prepare_inference(load_model(cfg), cfg)
+        model, metadata = load_model_and_metadata(cfg)
+        return prepare_inference(model, cfg), metadata.get("class_names")
     model = ExportedDetector(path)
     if model.num_classes != cfg.model.num_classes:
         raise UserError(
             f"{path} has {model.num_classes} classes and the config {cfg.model.num_classes}: compare models of one "
             "dataset"
         )
-    return model
+    return model, model.metadata["class_names"]
 
 
 def file_size(model: nn.Module, checkpoint: str) -> float | None:

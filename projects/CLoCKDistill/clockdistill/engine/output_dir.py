@@ -18,8 +18,11 @@ LOCK = "train.lock"
 logger = logging.getLogger(__name__)
 
 
-def make_output_dir(path: str) -> None:
+def make_output_dir(path: str | os.PathLike[str], setting: str = "train.output_dir") -> None:
     """Create the output folder.
+
+    Args:
+        setting: key or flag that names it, for error messages.
 
     Raises:
         UserError: it cannot be created or written to.
@@ -27,11 +30,9 @@ def make_output_dir(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"train.output_dir {path} cannot be created ({error.strerror}): set it to another folder"
-        ) from error
+        raise UserError(f"{setting} {path} cannot be created ({error.strerror}): set it to another folder") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"train.output_dir {path} cannot be written to: set it to another folder")
+        raise UserError(f"{setting} {path} cannot be written to: set it to another folder")
 
 
 @contextlib.contextmanager

@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import copy
+import itertools
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -92,12 +93,13 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
     logger.info(f"Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
     train_loader = build_loader(cfg, "train")
     # built now to report a wrong test set before training, not at the first evaluation
-    test_loader = None
-    if evaluates(cfg):
-        test_loader = build_loader(cfg, "test")
-        check_classes(cfg)
+    test_loader = build_loader(cfg, "test") if evaluates(cfg) else None
 
     distillation = build_distillation(cfg, model)
+    classes = dataset_classes(cfg, "train") | (dataset_classes(cfg, "test") if test_loader else {})
+    if distillation is not None:
+        classes["the teacher"] = distillation.teacher_classes
+    check_classes(classes)
     optimizer = build_optimizer(cfg, model, distillation)
     ema = EMAHook(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
     eval_model = model if ema is None else ema.model
@@ -226,10 +228,25 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     """
     if cfg.dataloader.get(name) is None:
         raise UserError(f"the config has no dataloader.{name}: import one from configs/common/data")
+    with reading_data(cfg, name):
+        loader = build(cfg.dataloader[name], f"dataloader.{name}")
+    model_classes = cfg.model.get("num_classes", None)
+    for dataset, classes in dataset_classes(cfg, name).items():
+        if None not in (classes, model_classes) and len(classes) != model_classes:
+            raise UserError(
+                f"{dataset} has {len(classes)} classes and the model {model_classes}: set "
+                f"model.num_classes={len(classes)}"
+            )
+    return loader
+
+
+@contextlib.contextmanager
+def reading_data(cfg: DictConfig, name: str) -> Iterator[None]:
+    """Let `cfg.dataloader.train` or `.test` be read by the rules in `cfg.train`, and explain what is missing."""
     names = dataset_names(cfg, name)
     try:
         with reading(reading_policy(cfg)):
-            loader = build(cfg.dataloader[name], f"dataloader.{name}")
+            yield
     except FileNotFoundError as error:
         raise UserError(
             f"the dataset {' + '.join(names)} needs {error.filename or error}, which does not exist: set "
@@ -243,15 +260,6 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
             f"{unknown[0]} is not in Detectron2's catalog: register it, or set dataloader.{name}.dataset.names to "
             "another dataset"
         ) from error
-    for dataset in names:
-        classes = MetadataCatalog.get(dataset).get("thing_classes", None)
-        model_classes = cfg.model.get("num_classes", None)
-        if None not in (classes, model_classes) and len(classes) != model_classes:
-            raise UserError(
-                f"the dataset {dataset} has {len(classes)} classes and the model {model_classes}: "
-                f"set model.num_classes={len(classes)}"
-            )
-    return loader
 
 
 def dataset_names(cfg: DictConfig, name: str) -> list[str]:
@@ -260,24 +268,39 @@ def dataset_names(cfg: DictConfig, name: str) -> list[str]:
     return [names] if isinstance(names, str) else list(names or ())
 
 
-def check_classes(cfg: DictConfig) -> None:
-    """Check that the datasets for training and test, which must be loaded, number the same classes alike.
+def dataset_classes(cfg: DictConfig, name: str) -> dict[str, list[str] | None]:
+    """Return the class names of the datasets of `cfg.dataloader.train` or `.test`, which must be loaded."""
+    names = dataset_names(cfg, name)
+    return {f"the dataset {dataset}": MetadataCatalog.get(dataset).get("thing_classes", None) for dataset in names}
 
-    Detectron2 compares only those of one loader.
+
+def check_classes(classes: Mapping[str, Sequence[str] | None]) -> None:
+    """Check that datasets and models give no class of the same name different numbers.
+
+    Args:
+        classes: class names by dataset or model; None if they are not known.
 
     Raises:
-        UserError: they do not.
+        UserError: they do.
     """
-    names = [*dataset_names(cfg, "train"), *dataset_names(cfg, "test")]
-    classes = {name: found for name in names if (found := MetadataCatalog.get(name).get("thing_classes"))}
-    first, expected = next(iter(classes.items()), ("", []))
-    for name, found in classes.items():
-        for number, (a, b) in enumerate(zip(expected, found, strict=False)):
-            if a != b:
+    known = [(owner, names) for owner, names in classes.items() if names is not None]
+    for (first, expected), (second, found) in itertools.combinations(known, 2):
+        for number, name in enumerate(expected):
+            if name in found and found.index(name) != number:
                 raise UserError(
-                    f"class {number} is {a} in the dataset {first} and {b} in {name}: give both the same categories in "
-                    "the same order, which in COCO's format is that of their ids"
+                    f"class {number} of {first} is {name}, which is class {found.index(name)} of {second}: give all "
+                    "data the same categories in the same order, which in COCO's format is that of their ids"
                 )
+
+
+def load_records(cfg: DictConfig, name: str) -> list[dict]:
+    """Return the records of `cfg.dataloader.train.dataset` or `.test.dataset`.
+
+    Raises:
+        UserError: see `build_loader`.
+    """
+    with reading_data(cfg, name):
+        return build(cfg.dataloader[name].dataset, f"dataloader.{name}.dataset")
 
 
 def reading_policy(cfg: DictConfig) -> ReadingPolicy:

@@ -58,6 +58,8 @@ class DABEncoder(CheckpointedLayers):
     An MLP of the content, shared by all layers, scales the position encoding.
     """
 
+    num_levels = 1
+
     @checked(**ENCODER)
     def __init__(
         self,
@@ -107,7 +109,8 @@ class DABDecoder(AnchorDecoder):
             DABDecoderLayer(embed_dim, num_heads, feedforward_dim, is_first=index == 0) for index in range(num_layers)
         )
         super().__init__(layers, embed_dim, num_heads)
-        self.position_scale = MLP(embed_dim, embed_dim, embed_dim, 2)
+        # unused by the first layer
+        self.position_scale = MLP(embed_dim, embed_dim, embed_dim, 2) if num_layers > 1 else None
         self.extent_head = MLP(embed_dim, embed_dim, 2, 2)
         init_matrices(self)
 
@@ -115,7 +118,7 @@ class DABDecoder(AnchorDecoder):
         half = x.shape[-1] // 2
         encoded = sine_embed_boxes(reference, half)
         center = encoded[..., : 2 * half]
-        # queries of the first layer have no content to scale by
+        # the queries of the first layer have no content to scale by
         if index > 0:
             center = center * self.position_scale(x)
         # Eq. 6: similarity along x times w_ref / w, along y times h_ref / h; y comes before x

@@ -67,6 +67,9 @@ class Detector(nn.Module):
         if isinstance(neck, ChannelMapper):
             try:
                 neck.check_inputs(backbone.output_shape())
+                num_levels = getattr(encoder, "num_levels", len(neck.convs))
+                if len(neck.convs) != num_levels:
+                    raise InvalidValue("num_levels", len(neck.convs), f"{num_levels}, as in the encoder")
             except InvalidValue as error:
                 raise error.at("neck") from error
         self.embed_dim = encoder.embed_dim

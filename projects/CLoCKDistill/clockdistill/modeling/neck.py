@@ -65,13 +65,19 @@ class ChannelMapper(nn.Module):
         return levels
 
     def check_inputs(self, shapes: dict[str, ShapeSpec]) -> None:
-        """Raise an `InvalidValue` unless the backbone has these features, with these numbers of channels."""
+        """Raise an `InvalidValue` unless the backbone has these features, with these numbers of channels.
+
+        Nor may it compute more after the last of them, which would get no gradient.
+        """
         some_of_backbone = some_of(*shapes)
         if not some_of_backbone.holds(self.in_features):
             raise InvalidValue("in_features", self.in_features, f"{some_of_backbone.text}, the backbone's features")
         expected = [shapes[name].channels for name in self.in_features]
         if self.in_channels != expected:
             raise InvalidValue("in_channels", self.in_channels, f"{expected}, the backbone's channels")
+        if unused := [name for name, shape in shapes.items() if shape.channels > max(expected)]:
+            text = f"a list with {', '.join(unused)}, or leave them out of model.backbone.out_features too"
+            raise InvalidValue("in_features", self.in_features, text)
 
     def strides(self, shapes: dict[str, ShapeSpec]) -> list[int]:
         """Return the stride of every level in pixels, given the backbone's output shapes."""

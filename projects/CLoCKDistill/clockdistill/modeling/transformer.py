@@ -92,6 +92,7 @@ class DeformableEncoder(CheckpointedLayers):
         super().__init__(layers, activation_checkpointing)
         self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim))
         self.embed_dim = embed_dim
+        self.num_levels = num_levels
 
     def forward(self, features: list[Tensor], masks: list[Tensor], positions: list[Tensor]) -> Memory:
         """Encode maps (B, C, H_l, W_l), given padding masks (B, H_l, W_l) and position encodings (B, C, H_l, W_l)."""

@@ -91,11 +91,13 @@ class LoadReport(NamedTuple):
         missing: names in the model but not in the file.
         unexpected: names in the file but not in the model.
         mismatched: (name, shape in the file, shape in the model) of those that differ in shape.
+        class_names: of the file, by class id, if it has them.
     """
 
     missing: list[str]
     unexpected: list[str]
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    class_names: list[str] | None = None
 
     @property
     def unset(self) -> list[str]:
@@ -158,7 +160,7 @@ class WeightLoader(DetectionCheckpointer):
         try:
             with PathManager.open(filename, "rb") as file:
                 data = PlainUnpickler(file, encoding="latin1").load()
-        except Exception as error:  # a damaged pickle raises almost anything
+        except Exception as error:  # see _torch_load
             raise self._load_error(filename, error) from error
         is_detectron2 = isinstance(data, dict) and "model" in data and "__author__" in data
         # the rest is Caffe2's, as in Detectron2's checkpointer
@@ -184,14 +186,14 @@ class WeightLoader(DetectionCheckpointer):
     def _torch_load(self, f: str) -> dict[str, Any]:
         try:
             loaded = torch.load(f, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except Exception as error:  # a damaged pickle raises almost anything
             raise self._load_error(f, error) from error
         averaged = next((key for key in AVERAGED_WEIGHTS if isinstance(loaded, dict) and loaded.get(key)), None)
         if averaged is not None:
             self.logger.info(f"Loading the averaged weights in {f}, {averaged}.")
             loaded["model"] = loaded.pop(averaged)
         weights = loaded.get("model", loaded) if isinstance(loaded, dict) else None
-        if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        if not (weights and isinstance(weights, dict)) or not all(isinstance(v, Tensor) for v in weights.values()):
             raise UserError(f"{f} contains no model weights: use a checkpoint such as model_final.pth")
         return loaded
 
@@ -204,7 +206,8 @@ class WeightLoader(DetectionCheckpointer):
         unexpected = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
         incompatible.unexpected_keys[:] = unexpected
         incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in names]
-        self.report = LoadReport(list(incompatible.missing_keys), unexpected, list(mismatched))
+        class_names = checkpoint.get("metadata", {}).get("class_names")
+        self.report = LoadReport(list(incompatible.missing_keys), unexpected, list(mismatched), class_names)
         return incompatible
 
 
