@@ -47,7 +47,7 @@ def operators() -> dict:
             # No -std flag: torch's headers need the standard that torch itself sets.
             extra_compile_args={"cxx": ["-O3", "-fopenmp"], "nvcc": ["-O3"]},
             # Some compilers link the C++ library statically. Mixed with torch's copy of it, errors can end in a crash.
-            extra_link_args=["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else [],
+            extra_link_args=["-Wl,--exclude-libs,ALL"],
         )
 
     def why_no_cuda() -> str:

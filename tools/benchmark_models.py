@@ -267,8 +267,7 @@ def distillation_row(times: dict[str, list[float]]) -> list[float]:
 def peak_mebibytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / MEBI
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * (1 if sys.platform == "darwin" else 1024) / MEBI
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEBI  # Linux counts in KiB
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     paths = image_paths(cfg, args.images)
     if args.precision == "int8":
         calibration = spread(image_paths(cfg, args.images, "train"), NUM_CALIBRATION_IMAGES)
-        records, dataset = labelled(cfg, args.images)
+        records, dataset = labeled(cfg, args.images)
     size = args.size or smallest_size(paths, augmentations)
     fixed_size = None if args.dynamic else size
     contents = metadata_of(
@@ -198,7 +198,7 @@ def dataset_records(cfg: DictConfig, split: str) -> tuple[str, list[dict]]:
         ) from error
 
 
-def labelled(cfg: DictConfig, folder: str | None) -> tuple[list[dict], str | None]:
+def labeled(cfg: DictConfig, folder: str | None) -> tuple[list[dict], str | None]:
     """Return the records of the config's test set and its name, or if it is not on disk those of a folder and None."""
     try:
         name, records = dataset_records(cfg, "test")

@@ -152,7 +152,7 @@ def traced(monkeypatch):
 
 
 @pytest.mark.usefixtures("traced")
-def test_int8_on_labelled_images(folder, capfd):
+def test_int8_on_labeled_images(folder, capfd):
     assert export_model("int8.onnx", "--precision", "int8") == 0
     assert "COCO's AP on 3 images of street_val: " in capfd.readouterr().out
     model = ExportedDetector("int8.onnx")

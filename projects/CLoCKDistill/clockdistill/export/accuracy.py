@@ -1,4 +1,4 @@
-"""COCO's AP of an exported file, on labelled images or against the detections of another file."""
+"""COCO's AP of an exported file, on labeled images or against the detections of another file."""
 
 import contextlib
 import io
@@ -64,7 +64,7 @@ def confident_detections(
     path: Path, records: list[dict], read: Callable[[list[dict]], Iterable[np.ndarray]]
 ) -> list[dict]:
     """Return the records with a file's detections of at least `MIN_SCORE` as annotations."""
-    labelled = []
+    labeled = []
     for record, outputs in detect(ExportedDetector(path), records, read, "labels"):
         instances = outputs["instances"]
         instances = instances[instances.scores >= MIN_SCORE]
@@ -73,8 +73,8 @@ def confident_detections(
             dict(bbox=box, bbox_mode=BoxMode.XYWH_ABS, category_id=label)
             for box, label in zip(boxes, instances.pred_classes.tolist(), strict=True)
         ]
-        labelled.append({key: value for key, value in record.items() if key != "image"} | dict(annotations=annotations))
-    return labelled
+        labeled.append({key: value for key, value in record.items() if key != "image"} | dict(annotations=annotations))
+    return labeled
 
 
 @contextlib.contextmanager
