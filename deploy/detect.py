@@ -111,9 +111,10 @@ def main():
     files, sources = [], {}
     for path in map(Path, args.input):
         files += sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES) if path.is_dir() else [path]
-    for file in files:
-        other = sources.setdefault((file.stem, file.suffix.lower() in IMAGES), file)
-        if other != file or (file.is_file() and file.resolve().parent == output.resolve()):
+    for file in (files := list(dict.fromkeys(files))):
+        stem = f"camera{file}" if str(file).isdigit() else file.stem
+        other = sources.setdefault((stem, file.suffix.lower() in IMAGES), file)
+        if other != file or (file.is_file() and output.resolve() in (file.parent.resolve(), file.resolve().parent)):
             sys.exit(f"error: the result of {other} would replace {file} or its result: change --output")
     output.mkdir(parents=True, exist_ok=True)
     lines = (output / "predictions.jsonl").open("w", encoding="utf-8", buffering=1)

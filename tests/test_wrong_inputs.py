@@ -110,7 +110,7 @@ OVERRIDES = {
     "levels": (["model.neck.num_levels=7"], "model.neck.num_levels cannot be 7: it must be 3, as in the encoder"),
     "unused stage": (
         ["model.neck.in_features=[res3,res4]", "model.neck.in_channels=[16,32]"],
-        "model.neck.in_features cannot be .*: it must be a list with res5, or leave them out of model.backbone.out",
+        "model.neck.in_features cannot be .*: it must be a list with res5, or remove these from the backbone's out_f",
     ),
     "unknown key": (["train.max_iters=3"], "unknown config key train.max_iters: did you mean train.max_iter"),
     "unknown section": (["trian.max_iter=3"], "unknown config key trian.max_iter"),

@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     images, videos = collect_inputs([Path(text) for text in args.input])
     output = Path(args.output)
     for path in images + videos:
-        if path.parent.resolve() == output.resolve():
+        if output.resolve() in (path.parent.resolve(), path.resolve().parent):  # a link, or what it points to
             raise UserError(f"{path} is in the output folder and could be overwritten: choose another --output")
     if args.model is not None:
         if args.config_file is not None or args.opts:

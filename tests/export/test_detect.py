@@ -107,11 +107,24 @@ def test_wrong_files_are_named_in_one_sentence(folder, model, source, sentence):
     [
         (["photos"], "photos", "the result of photos/a.png would replace photos/a.png or its result: change --output"),
         (["drive.mp4"], ".", "the result of drive.mp4 would replace drive.mp4 or its result: change --output"),
+        (
+            ["links/b.png"],
+            "photos",
+            "the result of links/b.png would replace links/b.png or its result: change --output",
+        ),
+        (
+            ["links/b.png"],
+            "links",
+            "the result of links/b.png would replace links/b.png or its result: change --output",
+        ),
         (["photos", "a.jpg"], "out", "the result of photos/a.png would replace a.jpg or its result: change --output"),
     ],
 )
 def test_no_result_replaces_an_input_or_another_result(folder, inputs, output, sentence):
     (folder / "a.jpg").write_bytes((folder / "photos" / "a.png").read_bytes())
+    (folder / "links").mkdir(exist_ok=True)
+    (folder / "links" / "b.png").unlink(missing_ok=True)
+    (folder / "links" / "b.png").symlink_to("../photos/a.png")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     command = [sys.executable, str(DETECT), "--model", "model.onnx", "--input", *inputs, "--output", output]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)

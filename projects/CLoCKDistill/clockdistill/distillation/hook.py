@@ -46,6 +46,7 @@ class DistillationHook(HookBase):
         balance_period: number of iterations between changes of these weights.
 
     Attributes:
+        teacher_classes: names in the teacher's checkpoint, by class id, or None.
         modules: the losses and the student's query adapter, whose parameters are trained with the student, and with
             `balance` the weights of the losses.
     """

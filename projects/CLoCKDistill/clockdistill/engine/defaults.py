@@ -63,7 +63,7 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     if fallback:
         reason = "--num-gpus is 0" if args.num_gpus == 0 else "no GPU is present"
         logger.info(f"Running on the CPU: {reason}.")
-    extension.log_backend(cfg.train.device.partition(":")[0])
+    extension.log_backend(cfg.train.device)
     seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + rank)
 
 

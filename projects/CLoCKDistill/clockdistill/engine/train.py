@@ -195,7 +195,8 @@ def load_model_and_metadata(cfg: DictConfig) -> tuple[nn.Module, dict]:
     model = build(cfg.model, "model")
     contents = WeightLoader(model).load(cfg.train.init_checkpoint, checkpointables=[], strict=True)
     model = model.eval().to(cfg.train.device if torch.cuda.is_available() else "cpu")
-    return model, contents.get("metadata", {})
+    metadata = contents.get("metadata")  # in files of other projects, it may be anything
+    return model, metadata if isinstance(metadata, dict) else {}
 
 
 def evaluates(cfg: DictConfig) -> bool:
@@ -286,7 +287,7 @@ def check_classes(classes: Mapping[str, Sequence[str] | None]) -> None:
     known = [(owner, names) for owner, names in classes.items() if names is not None]
     for (first, expected), (second, found) in itertools.combinations(known, 2):
         for number, name in enumerate(expected):
-            if name in found and found.index(name) != number:
+            if name in found and found[number : number + 1] != [name]:
                 raise UserError(
                     f"class {number} of {first} is {name}, which is class {found.index(name)} of {second}: give all "
                     "data the same categories in the same order, which in COCO's format is that of their ids"
@@ -297,7 +298,7 @@ def load_records(cfg: DictConfig, name: str) -> list[dict]:
     """Return the records of `cfg.dataloader.train.dataset` or `.test.dataset`.
 
     Raises:
-        UserError: see `build_loader`.
+        UserError: the dataset is not in the catalog, not on disk or empty.
     """
     with reading_data(cfg, name):
         return build(cfg.dataloader[name].dataset, f"dataloader.{name}.dataset")

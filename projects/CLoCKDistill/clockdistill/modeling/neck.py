@@ -75,8 +75,10 @@ class ChannelMapper(nn.Module):
         expected = [shapes[name].channels for name in self.in_features]
         if self.in_channels != expected:
             raise InvalidValue("in_channels", self.in_channels, f"{expected}, the backbone's channels")
-        if unused := [name for name, shape in shapes.items() if shape.channels > max(expected)]:
-            text = f"a list with {', '.join(unused)}, or leave them out of model.backbone.out_features too"
+        deepest = max(shapes[name].stride for name in self.in_features)
+        unused = [n for n, shape in shapes.items() if shape.stride >= deepest and shape.channels > max(expected)]
+        if unused:
+            text = f"a list with {', '.join(unused)}, or remove these from the backbone's out_features"
             raise InvalidValue("in_features", self.in_features, text)
 
     def strides(self, shapes: dict[str, ShapeSpec]) -> list[int]:

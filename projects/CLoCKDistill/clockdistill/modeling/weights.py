@@ -206,7 +206,8 @@ class WeightLoader(DetectionCheckpointer):
         unexpected = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
         incompatible.unexpected_keys[:] = unexpected
         incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in names]
-        class_names = checkpoint.get("metadata", {}).get("class_names")
+        metadata = checkpoint.get("metadata")  # in files of other projects, it may be anything
+        class_names = metadata.get("class_names") if isinstance(metadata, dict) else None
         self.report = LoadReport(list(incompatible.missing_keys), unexpected, list(mismatched), class_names)
         return incompatible
 

@@ -1,0 +1,34 @@
+"""Class names of datasets and models are compared by number."""
+
+import pytest
+
+from clockdistill.engine.train import check_classes
+from clockdistill.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        {},
+        {"a": ["car", "van"], "b": ["car", "van"], "c": None},
+        {"a": ["car", "car"], "b": ["car", "car"]},
+        {"a": ["car", "van"], "b": ["Car", "Van"]},
+    ],
+    ids=str,
+)
+def test_equal_renamed_and_unknown_classes_pass(classes):
+    check_classes(classes)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        {"a": ["car", "van"], "b": ["car", "van"], "c": ["van", "car"]},
+        {"a": None, "b": ["car", "van", "bus"], "c": ["car", "bus", "tram"]},
+        {"a": ["car", "car", "van"], "b": ["car", "van", "car"]},
+    ],
+    ids=str,
+)
+def test_a_class_with_two_numbers_is_refused(classes):
+    with pytest.raises(UserError, match=r"class \d of [ab] is \w+, which is class \d of [bc]: give all data the same"):
+        check_classes(classes)
