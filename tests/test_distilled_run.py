@@ -31,7 +31,6 @@ NARROW = [
 
 # a student that shares no level with its teacher
 ONE_FINE_LEVEL = (
-    "model.backbone.out_features=[res2]",
     "model.neck.in_features=[res2]",
     "model.neck.in_channels=[8]",
     "model.encoder.num_levels=1",

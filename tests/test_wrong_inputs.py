@@ -109,7 +109,11 @@ OVERRIDES = {
     ),
     "levels": (["model.neck.num_levels=7"], "model.neck.num_levels cannot be 7: it must be 3, as in the encoder"),
     "unused stage": (
-        ["model.neck.in_features=[res3,res4]", "model.neck.in_channels=[16,32]"],
+        [
+            "model.backbone.out_features=[res3,res4,res5]",
+            "model.neck.in_features=[res3,res4]",
+            "model.neck.in_channels=[16,32]",
+        ],
         "model.neck.in_features cannot be .*: it must be a list with res5, or remove these from the backbone's out_f",
     ),
     "unknown key": (["train.max_iters=3"], "unknown config key train.max_iters: did you mean train.max_iter"),
@@ -162,7 +166,7 @@ DISTILLATION_OVERRIDES = {
         "must have the keys batches",
     ),
     "unknown loss": (["+distillation.losses.mine={_target_: nowhere.Loss}"], "losses.mine cannot be built"),
-    "fine level": (["model.backbone.out_features=[res2]", "model.neck.in_features=[res2]"], "in_channels"),
+    "fine level": (["model.neck.in_features=[res2]"], "in_channels"),
 }
 # what a checkpoint contains, and the message
 CHECKPOINTS = {

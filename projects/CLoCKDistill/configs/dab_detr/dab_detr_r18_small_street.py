@@ -5,7 +5,7 @@ from pathlib import Path
 from ..common.models.dab_detr import model
 from ..dino.dino_r18_small_street import dataloader, lr_multiplier, optimizer, train
 
-model.backbone.update(depth=18, norm="BN", freeze_at=0, width=20, out_features=["res3"])
+model.backbone.update(depth=18, norm="BN", freeze_at=0, width=20)
 model.neck.update(in_features=["res3"], in_channels=[40])
 model.encoder.update(num_layers=3, embed_dim=128, feedforward_dim=320)
 model.decoder.num_layers = 3

@@ -19,7 +19,7 @@ from ..criterion import set_criterion
 
 model = L(DABDETR)(
     backbone=L(build_resnet)(
-        depth=50, norm="FrozenBN", freeze_at=1, out_features=["res5"], width=64, dilate_res5=False
+        depth=50, norm="FrozenBN", freeze_at=1, out_features="${..neck.in_features}", width=64, dilate_res5=False
     ),
     neck=L(ChannelMapper)(
         in_features=["res5"], in_channels=[2048], embed_dim="${..encoder.embed_dim}", num_levels=1, norm=False

@@ -19,7 +19,7 @@ from clockdistill.modeling import (
 from ..criterion import set_criterion
 
 model = L(DeformableDETR)(
-    backbone=L(build_resnet)(depth=50, norm="FrozenBN", freeze_at=1, width=64),
+    backbone=L(build_resnet)(depth=50, norm="FrozenBN", freeze_at=1, out_features="${..neck.in_features}", width=64),
     neck=L(ChannelMapper)(
         in_features=["res3", "res4", "res5"],
         in_channels=[512, 1024, 2048],

@@ -19,7 +19,7 @@ from clockdistill.modeling import (
 from ..criterion import set_criterion
 
 model = L(DINO)(
-    backbone=L(build_resnet)(depth=50, norm="FrozenBN", freeze_at=1, width=64),
+    backbone=L(build_resnet)(depth=50, norm="FrozenBN", freeze_at=1, out_features="${..neck.in_features}", width=64),
     neck=L(ChannelMapper)(
         in_features=["res3", "res4", "res5"],
         in_channels=[512, 1024, 2048],
@@ -63,7 +63,6 @@ model = L(DINO)(
 variants = {
     # a fifth scale, of stride 4 (Tab. 1)
     "5scale": dict(
-        backbone=dict(out_features=["res2", "res3", "res4", "res5"]),
         neck=dict(in_features=["res2", "res3", "res4", "res5"], in_channels=[256, 512, 1024, 2048]),
         encoder=dict(num_levels=5),
     )
