@@ -4,6 +4,7 @@ import pytest
 
 from clockdistill.engine.train import check_classes
 from clockdistill.errors import UserError
+from clockdistill.modeling.weights import metadata_of
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,8 @@ def test_equal_renamed_and_unknown_classes_pass(classes):
 def test_a_class_with_two_numbers_is_refused(classes):
     with pytest.raises(UserError, match=r"class \d of [ab] is \w+, which is class \d of [bc]: give all data the same"):
         check_classes(classes)
+
+
+@pytest.mark.parametrize("contents", [{}, {"metadata": None}, {"metadata": ["car"]}], ids=str)
+def test_metadata_of_other_projects_are_ignored(contents):
+    assert metadata_of(contents) == {}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ..config_file import build, execute_config
 from ..errors import UserError
 from ..modeling import Detector
-from ..modeling.weights import load_weights
+from ..modeling.weights import WeightLoader, metadata_of
 
 
 def load_teacher(config: str, checkpoint: str, student: Detector) -> tuple[Detector, list[str] | None]:
@@ -30,19 +30,20 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> tuple[Detec
         teacher = build(cfg.model, "model")
     except UserError as error:
         raise UserError(f"teacher config {config}: {error}") from error
-    report = load_weights(teacher, checkpoint)
-    for _, saved, built in report.mismatched:
+    loader = WeightLoader(teacher)
+    contents = loader.load(checkpoint, checkpointables=[])
+    for _, saved, built in loader.report.mismatched:
         if built[0] == student.num_classes and saved[1:] == built[1:]:
             raise UserError(
                 f"the teacher in {checkpoint} has {saved[0]} classes and the student {built[0]}: train both on "
                 "the same classes"
             )
-    if unset := report.unset:
+    if unset := loader.report.unset:
         raise UserError(
             f"teacher checkpoint {checkpoint} does not set {len(unset)} parameters or buffers of {config}, "
             f"such as {unset[0]}: give the checkpoint that was trained with this config"
         )
-    return teacher.eval().requires_grad_(False).to(student.device), report.class_names
+    return teacher.eval().requires_grad_(False).to(student.device), metadata_of(contents).get("class_names")
 
 
 PAIRINGS = ("stride", "order")

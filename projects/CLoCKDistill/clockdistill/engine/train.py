@@ -23,7 +23,7 @@ from ..data.catalog import ReadingPolicy, reading
 from ..distillation import DistillationHook
 from ..errors import UserError
 from ..evaluation.results import write_json
-from ..modeling.weights import WeightLoader
+from ..modeling.weights import WeightLoader, metadata_of
 from .checkpoint import Checkpointer, PeriodicCheckpointer, inference_metadata
 from .defaults import open_output_dir
 from .hooks import EMAHook, ProgressBar
@@ -195,8 +195,7 @@ def load_model_and_metadata(cfg: DictConfig) -> tuple[nn.Module, dict]:
     model = build(cfg.model, "model")
     contents = WeightLoader(model).load(cfg.train.init_checkpoint, checkpointables=[], strict=True)
     model = model.eval().to(cfg.train.device if torch.cuda.is_available() else "cpu")
-    metadata = contents.get("metadata")  # in files of other projects, it may be anything
-    return model, metadata if isinstance(metadata, dict) else {}
+    return model, metadata_of(contents)
 
 
 def evaluates(cfg: DictConfig) -> bool:

@@ -91,13 +91,11 @@ class LoadReport(NamedTuple):
         missing: names in the model but not in the file.
         unexpected: names in the file but not in the model.
         mismatched: (name, shape in the file, shape in the model) of those that differ in shape.
-        class_names: of the file, by class id, if it has them.
     """
 
     missing: list[str]
     unexpected: list[str]
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
-    class_names: list[str] | None = None
 
     @property
     def unset(self) -> list[str]:
@@ -206,10 +204,14 @@ class WeightLoader(DetectionCheckpointer):
         unexpected = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
         incompatible.unexpected_keys[:] = unexpected
         incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in names]
-        metadata = checkpoint.get("metadata")  # in files of other projects, it may be anything
-        class_names = metadata.get("class_names") if isinstance(metadata, dict) else None
-        self.report = LoadReport(list(incompatible.missing_keys), unexpected, list(mismatched), class_names)
+        self.report = LoadReport(list(incompatible.missing_keys), unexpected, list(mismatched))
         return incompatible
+
+
+def metadata_of(contents: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata for inference in what `WeightLoader.load` returned; {} if there are none."""
+    metadata = contents.get("metadata")  # in files of other projects, it may be anything
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def load_weights(model: nn.Module, path: str, strict: bool = False) -> LoadReport:
