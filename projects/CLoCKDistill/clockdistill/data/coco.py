@@ -165,9 +165,9 @@ def annotation_faults(annotation: dict, records: dict, categories: dict) -> Iter
         return
     if annotation["category_id"] not in categories:
         yield f"unknown category {annotation['category_id']}; use one of {', '.join(map(str, categories))}", None
-    box = annotation["bbox"]
     if annotation.get("iscrowd") not in (None, 0, 1):
         yield f"iscrowd {annotation['iscrowd']!r}; write 0 or 1", None
+    box = annotation["bbox"]
     if annotation["image_id"] not in records:
         yield f"unknown image {annotation['image_id']}; add it to `images`", None
     if not (len(box) == 4 and all(isinstance(x, int | float) for x in box)):

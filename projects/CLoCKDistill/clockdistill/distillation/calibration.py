@@ -83,7 +83,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_embedding(embedding: TargetEmbedding, path: str, origin: Mapping) -> None:
+def save_embedding(embedding: TargetEmbedding, path: str, origin: dict) -> None:
     """Save an embedding with its origin, or log a warning if the file cannot be written.
 
     Args:
@@ -92,7 +92,7 @@ def save_embedding(embedding: TargetEmbedding, path: str, origin: Mapping) -> No
     # another training with the same teacher may be saving too
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        torch.save({"origin": dict(origin), "embedding": embedding.state_dict()}, temporary)
+        torch.save({"origin": origin, "embedding": embedding.state_dict()}, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
@@ -104,14 +104,14 @@ def save_embedding(embedding: TargetEmbedding, path: str, origin: Mapping) -> No
         logger.info(f"Saved the calibrated target queries to {path}")
 
 
-def load_embedding(embedding: TargetEmbedding, path: str, origin: Mapping) -> bool:
+def load_embedding(embedding: TargetEmbedding, path: str, origin: dict) -> bool:
     """Load an embedding, and return whether the file exists and has this origin."""
     if not os.path.isfile(path):
         return False
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         weights = saved["embedding"]
-        if saved.get("origin") != dict(origin):
+        if saved.get("origin") != origin:
             logger.info(f"{path} is of another teacher or other settings: fitting new target queries")
             return False
         embedding.load_state_dict(weights)
