@@ -34,18 +34,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
-from clockdistill.data.catalog import reading
-from clockdistill.engine import load_config, load_model_and_metadata, run
+from clockdistill.engine import dataset_names, load_config, load_model_and_metadata, load_records, run
 from clockdistill.engine.arguments import natural
-from clockdistill.engine.train import reading_policy
-from clockdistill.errors import UserError
+from clockdistill.errors import MissingDataset, UserError
 from clockdistill.export import (
     MAX_LOSS,
     SUFFIXES,
@@ -180,33 +177,12 @@ def spread(items: list, count: int) -> list:
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else items
 
 
-def dataset_records(cfg: DictConfig, split: str) -> tuple[str, list[dict]]:
-    """Return the name and the records of the config's first dataset for `split`, train or test.
-
-    Raises:
-        UserError: it is not on disk.
-    """
-    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
-    name = names if names is None or isinstance(names, str) else names[0]
-    try:
-        with reading(reading_policy(cfg)):
-            return name, DatasetCatalog.get(name)
-    except (KeyError, FileNotFoundError) as error:
-        raise UserError(
-            f"dataset {name}, whose images the export needs, is not on disk: pass a folder of images with --images, or "
-            "set DETECTRON2_DATASETS"
-        ) from error
-
-
 def labeled(cfg: DictConfig, folder: str | None) -> tuple[list[dict], str | None]:
     """Return the records of the config's test set and its name, or if it is not on disk those of a folder and None."""
     try:
-        name, records = dataset_records(cfg, "test")
-        return records, name
-    except UserError as error:
-        if folder is None:
-            raise
-        print(f"{error}; int8 is compared with the float32 model on --images")
+        return load_records(cfg, "test"), " + ".join(dataset_names(cfg, "test"))
+    except MissingDataset as error:
+        print(f"{error}; until then, int8 is compared with the float32 model on --images")
     records = []
     for index, path in enumerate(image_paths(cfg, folder)):
         width, height = size_of(path)
@@ -222,8 +198,10 @@ def image_paths(cfg: DictConfig, folder: str | None, split: str = "test") -> lis
     """
     if folder is not None:
         return collect_inputs([Path(folder)])[0]
-    _, records = dataset_records(cfg, split)
-    return [Path(record["file_name"]) for record in records]
+    try:
+        return [Path(record["file_name"]) for record in load_records(cfg, split)]
+    except MissingDataset as error:
+        raise MissingDataset(f"{error}, or pass a folder of images with --images") from error
 
 
 def smallest_size(paths: list[Path], augmentations: T.AugmentationList) -> tuple[int, int]:

@@ -39,7 +39,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
-from clockdistill.engine import load_config, load_model_and_metadata, load_records, prepare_inference, run
+from clockdistill.engine import (
+    dataset_names,
+    load_config,
+    load_model_and_metadata,
+    load_records,
+    prepare_inference,
+    run,
+)
 from clockdistill.engine.arguments import score
 from clockdistill.engine.output_dir import make_output_dir
 from clockdistill.errors import UserError
@@ -143,8 +150,7 @@ def get_class_names(cfg: DictConfig, metadata: dict) -> list[str]:
     """
     source, class_names = "checkpoint", metadata.get("class_names")
     if class_names is None:
-        names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
-        name = names if names is None or isinstance(names, str) else names[0]
+        name = next(iter(dataset_names(cfg, "test")), None)
         if name not in DatasetCatalog.list():
             raise UserError(
                 f"the checkpoint has no class names, and dataset {name} is not in Detectron2's catalog: set "

@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 import clockdistill.data  # noqa: F401  registers the datasets
 from clockdistill.distillation.memory import location_and_scale_weights
-from clockdistill.engine import ModelSpec, load_config, load_model, load_records, parse_model_specs, run
+from clockdistill.engine import ModelSpec, dataset_names, load_config, load_model, load_records, parse_model_specs, run
 from clockdistill.engine.arguments import natural, score
 from clockdistill.engine.observe import observe_object, split_levels
 from clockdistill.engine.output_dir import make_output_dir
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
         specs, cfgs = [ModelSpec("Predictions", args.config_file, cfg.train.init_checkpoint)], [cfg]
     models = {spec.name: Model(model_cfg) for spec, model_cfg in zip(specs, cfgs, strict=True)}
     records = load_records(cfg, "test")
-    class_names = MetadataCatalog.get(cfg.dataloader.test.dataset.names).thing_classes
+    class_names = MetadataCatalog.get(dataset_names(cfg, "test")[0]).thing_classes
     for spec in specs:
         num_classes = models[spec.name].detector.num_classes
         if num_classes != len(class_names):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clockdistill.engine.train import check_classes
+from clockdistill.engine.datasets import check_classes
 from clockdistill.errors import UserError
 from clockdistill.modeling.weights import metadata_of
 

@@ -202,7 +202,9 @@ def test_int8_needs_images_to_calibrate_on(capfd):
     overrides = ["dataloader.train.dataset.names=mine"]
     command = ["--config-file", str(CONFIG), "--output", "new.onnx", "--precision", "int8", "--opts", *overrides]
     assert run(export.main, export.parse_args([*command, f"train.init_checkpoint={CHECKPOINT}"])) == 1
-    assert "dataset mine, whose images the export needs, is not on disk" in error_sentence(capfd)
+    sentence = error_sentence(capfd)
+    assert "mine is not in Detectron2's catalog" in sentence
+    assert "pass a folder of images with --images" in sentence
 
 
 def test_a_missing_package_is_named(monkeypatch, capfd):

@@ -32,5 +32,9 @@ class InvalidValue(UserError):
         return type(self)(f"{key}.{self.name}", self.value, self.expected)
 
 
+class MissingDataset(UserError):
+    """A dataset that is not in Detectron2's catalog, or whose files do not exist."""
+
+
 class UnreadableImage(UserError):
     """An image file that does not exist or cannot be decoded."""

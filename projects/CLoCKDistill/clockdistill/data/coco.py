@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..errors import UserError
+from ..errors import MissingDataset, UserError
 from .catalog import Fault, Reading, Repair, fit_box, list_folder, measure_images, register
 
 SECTIONS = ("images", "annotations", "categories")
@@ -112,7 +112,7 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; name a file with annotations in COCO's format") from error
+        raise MissingDataset(f"{path} does not exist; name a file with annotations in COCO's format") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}; export it again") from error
     for section in SECTIONS:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from detectron2.structures import BoxMode
 
-from ..errors import UserError
+from ..errors import MissingDataset, UserError
 from .catalog import Fault, Reading, Repair, fit_box, list_folder, measure_images, register
 
 KITTI_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
@@ -191,7 +191,7 @@ def find_images(root: Path, hint: str) -> dict[str, Path]:
     names = map(Path, list_folder(folder))
     images = {name.stem: folder / name for name in names if name.suffix.lower() in IMAGE_SUFFIXES}
     if not images:
-        raise UserError(f"no KITTI dataset at {root}: {folder} has no images; {hint}")
+        raise MissingDataset(f"no KITTI dataset at {root}: {folder} has no images; {hint}")
     return images
 
 

@@ -18,17 +18,10 @@ from ..evaluation.cost import MEBI, benchmark, environment
 from ..evaluation.results import comparison_table, nan_to_none, write_json
 from ..export import SUFFIXES, ExportedDetector
 from .config import load_config
+from .datasets import build_evaluator, build_test_loader, check_classes, dataset_classes
 from .defaults import open_output_dir
 from .model_spec import parse_model_specs
-from .train import (
-    build_evaluator,
-    build_test_loader,
-    check_classes,
-    dataset_classes,
-    evaluate,
-    load_model_and_metadata,
-    prepare_inference,
-)
+from .train import evaluate, load_model_and_metadata, prepare_inference
 
 FOLDER = re.compile(r"\w[\w .+-]*")
 

@@ -3,15 +3,13 @@
 import argparse
 import contextlib
 import copy
-import itertools
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -19,12 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import distributed, nn
 
 from ..config_file import build
-from ..data.catalog import ReadingPolicy, reading
 from ..distillation import DistillationHook
 from ..errors import UserError
 from ..evaluation.results import write_json
 from ..modeling.weights import WeightLoader, metadata_of
 from .checkpoint import Checkpointer, PeriodicCheckpointer, inference_metadata
+from .datasets import build_evaluator, build_loader, build_test_loader, check_classes, dataset_classes, evaluates
 from .defaults import open_output_dir
 from .hooks import EMAHook, ProgressBar
 from .launch import LOST_CONNECTION
@@ -196,115 +194,6 @@ def load_model_and_metadata(cfg: DictConfig) -> tuple[nn.Module, dict]:
     contents = WeightLoader(model).load(cfg.train.init_checkpoint, checkpointables=[], strict=True)
     model = model.eval().to(cfg.train.device if torch.cuda.is_available() else "cpu")
     return model, metadata_of(contents)
-
-
-def evaluates(cfg: DictConfig) -> bool:
-    """Return whether the config has a test set and an evaluator."""
-    return cfg.dataloader.get("test") is not None and cfg.dataloader.get("evaluator") is not None
-
-
-def build_test_loader(cfg: DictConfig) -> Iterable:
-    """Build `cfg.dataloader.test`, see `build_loader`.
-
-    Raises:
-        UserError: the config does not evaluate.
-    """
-    if not evaluates(cfg):
-        raise UserError("the config has no dataloader.test with dataloader.evaluator: there is nothing to evaluate on")
-    return build_loader(cfg, "test")
-
-
-def build_evaluator(cfg: DictConfig) -> DatasetEvaluator:
-    # evaluators read the dataset again
-    with reading(reading_policy(cfg)):
-        return build(cfg.dataloader.evaluator, "dataloader.evaluator")
-
-
-def build_loader(cfg: DictConfig, name: str) -> Iterable:
-    """Build `cfg.dataloader.train` or `.test`.
-
-    Raises:
-        UserError: the dataset is not in the catalog, not on disk or empty, or has a different number of classes.
-    """
-    if cfg.dataloader.get(name) is None:
-        raise UserError(f"the config has no dataloader.{name}: import one from configs/common/data")
-    with reading_data(cfg, name):
-        loader = build(cfg.dataloader[name], f"dataloader.{name}")
-    model_classes = cfg.model.get("num_classes", None)
-    for dataset, classes in dataset_classes(cfg, name).items():
-        if None not in (classes, model_classes) and len(classes) != model_classes:
-            raise UserError(
-                f"{dataset} has {len(classes)} classes and the model {model_classes}: set "
-                f"model.num_classes={len(classes)}"
-            )
-    return loader
-
-
-@contextlib.contextmanager
-def reading_data(cfg: DictConfig, name: str) -> Iterator[None]:
-    """Let `cfg.dataloader.train` or `.test` be read by the rules in `cfg.train`, and explain what is missing."""
-    names = dataset_names(cfg, name)
-    try:
-        with reading(reading_policy(cfg)):
-            yield
-    except FileNotFoundError as error:
-        raise UserError(
-            f"the dataset {' + '.join(names)} needs {error.filename or error}, which does not exist: set "
-            "DETECTRON2_DATASETS to the folder of your datasets"
-        ) from error
-    except KeyError as error:
-        unknown = [n for n in names if n not in DatasetCatalog.list()]
-        if not unknown:
-            raise
-        raise UserError(
-            f"{unknown[0]} is not in Detectron2's catalog: register it, or set dataloader.{name}.dataset.names to "
-            "another dataset"
-        ) from error
-
-
-def dataset_names(cfg: DictConfig, name: str) -> list[str]:
-    """Return the names of the datasets of `cfg.dataloader.train` or `.test`; none if it has another kind of dataset."""
-    names = OmegaConf.select(cfg, f"dataloader.{name}.dataset.names")
-    return [names] if isinstance(names, str) else list(names or ())
-
-
-def dataset_classes(cfg: DictConfig, name: str) -> dict[str, list[str] | None]:
-    """Return the class names of the datasets of `cfg.dataloader.train` or `.test`, which must be loaded."""
-    names = dataset_names(cfg, name)
-    return {f"the dataset {dataset}": MetadataCatalog.get(dataset).get("thing_classes", None) for dataset in names}
-
-
-def check_classes(classes: Mapping[str, Sequence[str] | None]) -> None:
-    """Check that datasets and models give no class of the same name different numbers.
-
-    Args:
-        classes: class names by dataset or model; None if they are not known.
-
-    Raises:
-        UserError: they do.
-    """
-    known = [(owner, names) for owner, names in classes.items() if names is not None]
-    for (first, expected), (second, found) in itertools.combinations(known, 2):
-        for number, name in enumerate(expected):
-            if name in found and found[number : number + 1] != [name]:
-                raise UserError(
-                    f"class {number} of {first} is {name}, which is class {found.index(name)} of {second}: give all "
-                    "data the same categories in the same order, which in COCO's format is that of their ids"
-                )
-
-
-def load_records(cfg: DictConfig, name: str) -> list[dict]:
-    """Return the records of `cfg.dataloader.train.dataset` or `.test.dataset`.
-
-    Raises:
-        UserError: the dataset is not in the catalog, not on disk or empty.
-    """
-    with reading_data(cfg, name):
-        return build(cfg.dataloader[name].dataset, f"dataloader.{name}.dataset")
-
-
-def reading_policy(cfg: DictConfig) -> ReadingPolicy:
-    return ReadingPolicy(cfg.train.get("strict_data", False), cfg.train.get("skip_bad_images", False))
 
 
 def build_distillation(cfg: DictConfig, student: nn.Module) -> DistillationHook | None:
