@@ -38,10 +38,11 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
-from PIL import Image
 
+from clockdistill.data.catalog import measure_header
 from clockdistill.engine import dataset_names, load_config, load_model_and_metadata, load_records, run
 from clockdistill.engine.arguments import natural
+from clockdistill.engine.checkpoint import resize_rule
 from clockdistill.errors import MissingDataset, UserError
 from clockdistill.export import (
     MAX_LOSS,
@@ -84,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     fixed_size = None if args.dynamic else size
     contents = metadata_of(
         detector,
-        dict(class_names=class_names, resize=resize_rule(augmentations)),
+        dict(class_names=class_names, resize=resize_rule(augmentations.augs)),
         config=Path(args.config_file).stem,
         checkpoint=Path(PathManager.get_local_path(cfg.train.init_checkpoint)),
         size=fixed_size,
@@ -206,7 +207,7 @@ def image_paths(cfg: DictConfig, folder: str | None, split: str = "test") -> lis
 
 def smallest_size(paths: list[Path], augmentations: T.AugmentationList) -> tuple[int, int]:
     """Return the smallest height and width that hold every image after test-time resizing; reads only their headers."""
-    rule = resize_rule(augmentations)
+    rule = resize_rule(augmentations.augs)
     heights, widths = [], []
     for path in paths:
         width, height = size_of(path)
@@ -221,11 +222,10 @@ def smallest_size(paths: list[Path], augmentations: T.AugmentationList) -> tuple
 
 def size_of(path: Path) -> tuple[int, int]:
     """Return width and height of an image, from its header."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise unreadable(path) from error
+    size = measure_header(path)
+    if isinstance(size, str):
+        raise UserError(size)
+    return size
 
 
 def unreadable(path: Path) -> UserError:
@@ -241,18 +241,6 @@ def read_images(paths: list[Path], augmentations: T.AugmentationList) -> Iterato
             raise unreadable(path) from error
         augmentations(augmented)
         yield np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
-
-
-def resize_rule(augmentations: T.AugmentationList) -> dict[str, int] | None:
-    """Return the arguments of the only augmentation, a `ResizeShortestEdge`, or None if images keep their size."""
-    if not augmentations.augs:
-        return None
-    (resize, *others) = augmentations.augs
-    if others or not isinstance(resize, T.ResizeShortestEdge) or len(set(resize.short_edge_length)) > 1:
-        raise UserError(
-            "only one ResizeShortestEdge of a fixed size can be exported: change dataloader.test.mapper.augmentations"
-        )
-    return dict(short_edge_length=int(resize.short_edge_length[0]), max_size=int(min(resize.max_size, 2**31 - 1)))
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -92,7 +92,10 @@ def test_a_calibration_that_cannot_be_saved_is_still_used(tmp_path, caplog):
         (None, r"distillation\.calibration must have the keys batches, steps, lr"),
         (dict(batches=1, steps=1), r"distillation\.calibration must have the keys batches, steps, lr"),
         (CALIBRATION | dict(epochs=1), r"distillation\.calibration must have the keys batches, steps, lr"),
-        (CALIBRATION | dict(steps=0), r"distillation\.calibration\.steps cannot be 0: it must be at least 1"),
+        (
+            CALIBRATION | dict(steps=0),
+            r"distillation\.calibration\.steps cannot be 0: it must be a whole number of at least 1",
+        ),
         (CALIBRATION | dict(lr=float("nan")), r"distillation\.calibration\.lr cannot be nan"),
     ],
     ids=str,

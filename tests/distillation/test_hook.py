@@ -187,11 +187,17 @@ def test_the_teacher_runs_in_the_precision_of_the_training(tmp_path):
     assert seen == [torch.float32, torch.bfloat16]
 
 
-@pytest.mark.parametrize("result", [torch.zeros(()), {"name": torch.zeros(2)}])
+@pytest.mark.parametrize("result", [torch.zeros(()), {"name": torch.zeros(2)}, {"name": 0.0}])
 def test_a_loss_that_does_not_return_scalars_by_name_is_refused(tmp_path, result):
     hook = make_hook(tiny(), save_teacher(tmp_path), {"mine": Probe(result)})
     with pytest.raises(UserError, match=r"distillation\.losses\.mine must return scalar losses by name"):
         hook.compute_losses(tiny(), random_batch())
+
+
+@pytest.mark.parametrize("name", ["type", "training"])
+def test_loss_names_that_torch_uses_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=rf"distillation\.losses\.{name} has a name that torch uses itself"):
+        make_hook(tiny(), save_teacher(tmp_path), {name: MemoryLoss(1.0, 1.0)})
 
 
 class Careless(DistillationLoss):

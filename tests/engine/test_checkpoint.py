@@ -74,7 +74,7 @@ def test_other_test_augmentations_are_left_to_the_config(caplog, monkeypatch, au
     mapper = {"augmentations": augmentations}
     cfg = OmegaConf.create({"dataloader": {"test": {"mapper": mapper}}}, flags={"allow_objects": True})
     assert inference_metadata(cfg) == {}
-    assert "checkpoints cannot store test-time augmentations" in caplog.text
+    assert "Checkpoints do not store them" in caplog.text
 
 
 @pytest.mark.parametrize("metadata", [{}, {"class_names": ["cat"], "resize": None}])
@@ -195,7 +195,7 @@ def test_resume_needs_both_files(tmp_path):
 
 def test_resume_with_another_config_is_refused(tmp_path):
     run_toy(toy_config(tmp_path))
-    with pytest.raises(UserError, match=r"model_0000005\.pth leaves"):
+    with pytest.raises(UserError, match=r"model_0000005\.pth does not set"):
         run_toy(toy_config(tmp_path, "model.channels=5"), resume=True)
     cfg = toy_config(tmp_path, "optimizer.params.backbone_lr_factor=1")
     with pytest.raises(UserError, match=r"model_0000005\.resume\.pth does not match this config"):
@@ -236,7 +236,7 @@ def test_mismatches_are_reported(tmp_path, caplog, monkeypatch):
     assert "tail.weight" in caplog.text
     assert "(2, 4, 1, 1)" in caplog.text
     torch.testing.assert_close(model.backbone[0].weight.data, weights["backbone.0.weight"])
-    with pytest.raises(UserError, match="leaves 2 of 9"):
+    with pytest.raises(UserError, match="does not set 2 parameters"):
         load_weights(model, str(tmp_path / "other.pth"), strict=True)
 
 
@@ -262,7 +262,8 @@ def test_torchvision_weights_give_torchvision_features(tmp_path, depth, norm):
     randomize_batch_norm(reference)
     torch.save(reference.state_dict(), tmp_path / "resnet.pth")
     model = WithBackbone(depth, norm).eval()
-    report = load_weights(model, str(tmp_path / "resnet.pth"), strict=True)
+    report = load_weights(model, str(tmp_path / "resnet.pth"))
+    assert not report.unset
     assert report.unexpected == ["fc.weight", "fc.bias"]
 
     image = torch.randn(1, 3, 64, 96)

@@ -212,11 +212,22 @@ def test_eval_only_without_weights_or_evaluator_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"train\.init_checkpoint"):
         eval_only(toy_config(tmp_path))
     torch.save({"model": {"head.bias": torch.zeros(1)}}, tmp_path / "part.pth")
-    with pytest.raises(UserError, match=r"part\.pth leaves 7 of 9 parameters .*backbone\.0\.weight"):
+    with pytest.raises(UserError, match=r"part\.pth does not set 7 parameters .*backbone\.0\.weight"):
         eval_only(toy_config(tmp_path, f"train.init_checkpoint='{tmp_path / 'part.pth'}'"))
     cfg = toy_config(tmp_path, "dataloader.evaluator=null")
     with pytest.raises(UserError, match=r"dataloader\.evaluator"):
         do_test(cfg, ToyDetector(channels=4))
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}], ids=["new", "resumed"])
+def test_a_finished_training_is_not_overwritten(tmp_path, flags):
+    run_toy(toy_config(tmp_path))
+    for path in tmp_path.glob("model_0*.pth"):
+        path.unlink()
+    before = (tmp_path / "metrics.json").read_text()
+    with pytest.raises(UserError, match="has a finished training without a checkpoint to resume from: set another"):
+        run_toy(toy_config(tmp_path), **flags)
+    assert (tmp_path / "metrics.json").read_text() == before
 
 
 def test_unknown_precision_is_an_error(tmp_path):

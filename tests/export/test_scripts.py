@@ -12,12 +12,14 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from PIL import Image
 
 import export
 import make_street_scenes
 import predict
 import train_net
 from clockdistill.engine import run
+from clockdistill.engine.checkpoint import resize_rule
 from clockdistill.errors import UserError
 from clockdistill.export import ExportedDetector, write
 from helpers.models import CONFIGS
@@ -133,7 +135,7 @@ def test_a_file_that_computes_something_else_is_not_left(monkeypatch, capfd, tmp
         (["student.pt2", "--dynamic"], "a .pt2 file has a fixed size"),
         (["new.onnx", "--images", "nowhere"], "nowhere does not exist"),
         (["new.onnx", "--images", "empty"], "folder empty has no images"),
-        (["new.onnx", "--images", "torn"], "torn/a.png cannot be read as an image"),
+        (["new.onnx", "--images", "torn"], "cannot read image torn/a.png"),
     ],
 )
 def test_wrong_arguments(arguments, sentence, capfd):
@@ -230,10 +232,16 @@ def test_resizing_determines_metadata_and_size(tmp_path):
     cv2.imwrite(str(tmp_path / "b.png"), np.zeros((80, 40, 3), np.uint8))
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     rule = dict(short_edge_length=40, max_size=70)
-    assert export.resize_rule(T.AugmentationList([])) is None
+    assert resize_rule([]) is None
     assert export.smallest_size(paths, T.AugmentationList([])) == (80, 90)
-    assert export.resize_rule(T.AugmentationList([T.ResizeShortestEdge(**rule)])) == rule
+    assert resize_rule([T.ResizeShortestEdge(**rule)]) == rule
     assert export.smallest_size(paths, T.AugmentationList([T.ResizeShortestEdge(**rule)])) == (70, 60)
-    for augmentations in ([T.RandomFlip()], [T.ResizeShortestEdge((40, 50))], [T.ResizeShortestEdge(40)] * 2):
-        with pytest.raises(UserError, match="only one ResizeShortestEdge of a fixed size can be exported"):
-            export.resize_rule(T.AugmentationList(augmentations))
+    bicubic = T.ResizeShortestEdge(40, interp=Image.BICUBIC)
+    for augmentations in (
+        [T.RandomFlip()],
+        [bicubic],
+        [T.ResizeShortestEdge((40, 50))],
+        [T.ResizeShortestEdge(40)] * 2,
+    ):
+        with pytest.raises(UserError, match="use one ResizeShortestEdge of a fixed size"):
+            resize_rule(augmentations)

@@ -111,7 +111,7 @@ class ToyDistillation(DistillationHook):
     def __init__(self, student):
         self.factor = nn.Parameter(torch.tensor(2.0))
 
-    def calibrate(self, data):
+    def calibrate(self, data, source):
         pass
 
     def parameters(self):

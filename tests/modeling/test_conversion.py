@@ -15,7 +15,7 @@ from clockdistill.errors import UserError
 from clockdistill.modeling import build_resnet
 from clockdistill.modeling.conversion import convert_state_dict
 from clockdistill.modeling.weights import load_weights
-from helpers.models import CONFIGS, VARIANTS, model_config, random_batch
+from helpers.models import CONFIGS, VARIANTS, add_noise, model_config, random_batch, tiny
 from helpers.reference_checkpoints import (
     LISTED_VARIANTS,
     SETTINGS,
@@ -28,7 +28,6 @@ from helpers.reference_checkpoints import (
 )
 
 OBJECTS = {"allow_objects": True}
-ALL_MATCHED = ([], [], [])
 
 
 def for_each_source(variants):
@@ -67,7 +66,9 @@ def test_reference_names_and_shapes_fit_the_full_size_models(tmp_path, source, v
     # expanded tensors take no space in the file
     weights = {name: torch.tensor(numbers[model_name]).expand(shape) for name, shape, model_name in names}
     torch.save({"model": weights}, tmp_path / "full_size.pth")
-    assert load_weights(model, str(tmp_path / "full_size.pth"), strict=True) == ALL_MATCHED
+    report = load_weights(model, str(tmp_path / "full_size.pth"), strict=True)
+    assert report.unexpected == []
+    assert report.fault() is None
     for name, value in model.state_dict().items():
         assert (value == numbers[name]).all(), name
 
@@ -79,13 +80,17 @@ def test_checkpoint_is_loaded_in_full(tmp_path, source, variant):
     args = argparse.Namespace(backbone="resnet50", lr_drop_list=[33, 45])
     torch.save({"model": source_state_dict(source, variant, reference), "epoch": 11, "args": args}, path)
     model = small_detector(source, variant, seed=2)
-    assert load_weights(model, str(path), strict=True) == ALL_MATCHED
+    report = load_weights(model, str(path), strict=True)
+    assert report.unexpected == []
+    assert report.fault() is None
     assert_same_weights(model, reference)
 
     # and from a checkpoint of this project
     torch.save({"model": model.state_dict()}, path)
     model = small_detector(source, variant, seed=3)
-    assert load_weights(model, str(path), strict=True) == ALL_MATCHED
+    report = load_weights(model, str(path), strict=True)
+    assert report.unexpected == []
+    assert report.fault() is None
     assert_same_weights(model, reference)
 
 
@@ -110,7 +115,9 @@ def test_bare_weights_of_a_distributed_run(tmp_path, source):
     weights = source_state_dict(source, "dino", reference)
     torch.save({f"module.{name}": value for name, value in weights.items()}, tmp_path / "bare.pth")
     model = small_detector(source, seed=2)
-    assert load_weights(model, str(tmp_path / "bare.pth"), strict=True) == ALL_MATCHED
+    report = load_weights(model, str(tmp_path / "bare.pth"), strict=True)
+    assert report.unexpected == []
+    assert report.fault() is None
     assert_same_weights(model, reference)
 
 
@@ -128,7 +135,9 @@ def test_averaged_weights_are_preferred(tmp_path, caplog, source, variant):
     }
     torch.save(content, tmp_path / "averaged.pth")
     model = small_detector(source, variant, seed=3)
-    assert load_weights(model, str(tmp_path / "averaged.pth"), strict=True) == ALL_MATCHED
+    report = load_weights(model, str(tmp_path / "averaged.pth"), strict=True)
+    assert report.unexpected == []
+    assert report.fault() is None
     assert_same_weights(model, averaged)
     assert key in caplog.text
 
@@ -147,7 +156,7 @@ def test_heads_for_other_classes_keep_their_initial_values(tmp_path, caplog, sou
     expected = reference.state_dict() | {name: initial[name] for name in names}
     torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
     assert all(name in caplog.text for name in names)
-    with pytest.raises(UserError, match=rf"five\.pth leaves {len(names)} of"):
+    with pytest.raises(UserError, match=rf"five\.pth does not set {len(names)} "):
         load_weights(model, str(tmp_path / "five.pth"), strict=True)
 
 
@@ -156,7 +165,9 @@ def test_the_80_coco_classes_are_selected_from_the_authors_91(tmp_path, variant)
     reference = small_detector("authors", variant, seed=1, num_classes=91)
     torch.save({"model": source_state_dict("authors", variant, reference)}, tmp_path / "coco.pth")
     model = small_detector("authors", variant, seed=2, num_classes=80)
-    assert load_weights(model, str(tmp_path / "coco.pth"), strict=True) == ALL_MATCHED
+    report = load_weights(model, str(tmp_path / "coco.pth"), strict=True)
+    assert report.unexpected == []
+    assert report.fault() is None
     ids = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
     assert (len(ids), ids[0], ids[-1]) == (80, 1, 90)
     with torch.no_grad():
@@ -198,9 +209,37 @@ def test_unknown_parameters_are_reported_by_their_names_in_the_file(tmp_path, ca
     del weights[lost]
     torch.save({"model": weights}, tmp_path / "odd.pth")
     report = load_weights(model, str(tmp_path / "odd.pth"))
-    assert report == (["encoder.layers.0.norm1.weight"], ["transformer.two_stage_wh_embedding.weight"], [])
+    assert report.missing == ["encoder.layers.0.norm1.weight"]
+    assert report.unexpected == ["transformer.two_stage_wh_embedding.weight"]
+    assert report.mismatched == []
     assert "two_stage_wh_embedding" in caplog.text
     assert "encoder.layers.0.norm1.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variant", "other", "fault"),
+    [
+        ("deformable_detr.refine", dict(variant="deformable_detr"), "has different values for .* the model shares"),
+        ("dino", dict(variant="dino", decoder_layers=1), "has .* that the model does not have, such as decoder"),
+        ("dino", dict(variant="dino", decoder_layers=3), "does not set .* of the model, such as "),
+    ],
+    ids=["heads that are not shared", "deeper", "shallower"],
+)
+def test_own_weights_of_another_architecture_are_refused(tmp_path, variant, other, fault):
+    path = str(tmp_path / "model_final.pth")
+    torch.save({"model": add_noise(tiny(variant)).state_dict()}, path)
+    with pytest.raises(UserError, match=rf"model_final\.pth {fault}"):
+        load_weights(tiny(**other), path, strict=True)
+    load_weights(tiny(variant), path, strict=True)
+
+
+def test_classes_that_others_allowed_torch_to_load_are_kept(tmp_path):
+    mine = type("ListConfig", (), {"__module__": "omegaconf.listconfig"})
+    with torch.serialization.safe_globals([mine]):
+        before = torch.serialization.get_safe_globals()
+        torch.save({"model": tiny().state_dict()}, tmp_path / "model.pth")
+        load_weights(tiny(), str(tmp_path / "model.pth"))
+        assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
 @each_family
@@ -249,7 +288,9 @@ def test_early_names_of_detrex(tmp_path, variant, name, early_name):
     assert early.keys() != weights.keys()
     torch.save({"model": early}, tmp_path / "early.pth")
     model = small_detector("detrex", variant, seed=2)
-    assert load_weights(model, str(tmp_path / "early.pth"), strict=True) == ALL_MATCHED
+    report = load_weights(model, str(tmp_path / "early.pth"), strict=True)
+    assert report.unexpected == []
+    assert report.fault() is None
     assert_same_weights(model, reference)
 
 
@@ -263,7 +304,9 @@ def test_the_documented_overrides_are_the_position_encoding_of_detrex():
 def test_demo_checkpoints_fit_their_configs(name):
     model = uninitialized(load_config(str(CONFIGS / name / f"{name}_r18_small_street.py")).model)
     path = CONFIGS.parent / "demo" / f"{name}_r18_small_street.pth"
-    assert load_weights(model, str(path), strict=True) == ALL_MATCHED
+    report = load_weights(model, str(path), strict=True)
+    assert report.unexpected == []
+    assert report.fault() is None
 
 
 def test_a_training_checkpoint_with_omegaconf_containers(tmp_path):
@@ -275,7 +318,9 @@ def test_a_training_checkpoint_with_omegaconf_containers(tmp_path):
     content = {"model": source_state_dict("detrex", "dino", reference), "optimizer": optimizer, "iteration": 3}
     torch.save(content, tmp_path / "training.pth")
     model = small_detector("detrex", seed=2)
-    assert load_weights(model, str(tmp_path / "training.pth"), strict=True) == ALL_MATCHED
+    report = load_weights(model, str(tmp_path / "training.pth"), strict=True)
+    assert report.unexpected == []
+    assert report.fault() is None
     assert_same_weights(model, reference)
 
 

@@ -48,12 +48,14 @@ def calibrate(
         lr: learning rate.
     """
     embedding.requires_grad_(True)
+    seen = torch.zeros(teacher.num_classes, dtype=torch.bool, device=teacher.device)
     # a class that is not in the batches then has no content instead of random content
     nn.init.zeros_(embedding.content.weight)
     fitted = DistributedDataParallel(embedding) if comm.get_world_size() > 1 else embedding
     optimizer = torch.optim.Adam(embedding.parameters(), lr)
     for number, batch in enumerate(itertools.islice(data, batches)):
         targets = teacher.targets(batch)
+        seen[targets.labels[~targets.padding]] = True
         image, query = (~targets.padding).nonzero(as_tuple=True)
         with torch.no_grad():
             memory = teacher.encode(teacher.preprocess(batch))
@@ -67,6 +69,13 @@ def calibrate(
         if number % 10 == 9 or number == batches - 1:
             logger.info(f"Calibration of the target queries: batch {number + 1} of {batches}, loss {loss.item():.3f}")
     embedding.requires_grad_(False)
+    unseen = set((~seen).nonzero().flatten().tolist())
+    unseen = sorted(unseen.intersection(*comm.all_gather(unseen)))
+    if unseen:
+        logger.warning(
+            f"The {batches} batches of the calibration have no objects of class {', '.join(map(str, unseen))}: "
+            "their target queries have no content. Set distillation.calibration.batches to a higher number."
+        )
 
 
 def calibration_path(checkpoint: str) -> str:
@@ -87,7 +96,7 @@ def save_embedding(embedding: TargetEmbedding, path: str, origin: dict) -> None:
     """Save an embedding with its origin, or log a warning if the file cannot be written.
 
     Args:
-        origin: the teacher's fingerprint and the settings of the calibration.
+        origin: the teacher's fingerprint, the settings of the calibration and its data.
     """
     # another training with the same teacher may be saving too
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -112,7 +121,7 @@ def load_embedding(embedding: TargetEmbedding, path: str, origin: dict) -> bool:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         weights = saved["embedding"]
         if saved.get("origin") != origin:
-            logger.info(f"{path} is of another teacher or other settings: fitting new target queries")
+            logger.info(f"{path} is of another teacher, other data or other settings: fitting new target queries")
             return False
         embedding.load_state_dict(weights)
     except Exception as error:  # a damaged pickle raises almost anything

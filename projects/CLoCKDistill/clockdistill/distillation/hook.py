@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
@@ -65,6 +66,8 @@ class DistillationHook(HookBase):
         balance_period: int = 50,
     ):
         losses = {name: build_loss(name, loss) for name, loss in losses.items() if loss is not None}
+        if reserved := next((name for name in losses if hasattr(nn.ModuleDict(), name)), None):
+            raise UserError(f"distillation.losses.{reserved} has a name that torch uses itself: choose another")
         if not losses:
             raise UserError(
                 "distillation.losses is empty: add a loss, or use the student's config to train without one"
@@ -89,7 +92,8 @@ class DistillationHook(HookBase):
             logger.info(f"Comparing memories on these strides (teacher's with student's): {strides}")
 
         for loss in losses.values():
-            loss.num_levels = len(self.teacher_levels)
+            pairs = zip(self.teacher_levels, self.student_levels, strict=True)
+            loss.level_scales = [student.strides[j] / self.teacher.strides[i] for i, j in pairs]
             loss.build(self.teacher, student)
         self.modules = nn.ModuleDict({"losses": nn.ModuleDict(losses)})
         self.balance = None if balance is None else GradientBalance(balance, balance_period)
@@ -112,15 +116,16 @@ class DistillationHook(HookBase):
     def before_train(self) -> None:
         self.trainer.set_loss_function(self.step_losses)
 
-    def calibrate(self, data: Iterable[list[dict]]) -> None:
+    def calibrate(self, data: Iterable[list[dict]], source: Mapping[str, Any] | None = None) -> None:
         """Fit the target queries to the teacher if the config says so, or load those of an earlier run.
 
         Args:
             data: batches after augmentation.
+            source: plain values that tell these data from others. Only an embedding of the same source is loaded.
         """
         if not self.requires_targets or self.calibration is None:
             return
-        origin = dict(teacher=fingerprint(self.teacher), **self.calibration)
+        origin = dict(teacher=fingerprint(self.teacher), **self.calibration, data=dict(source or {}))
         loaded = load_embedding(self.embedding, self.calibration_path, origin)
         # if only some of several machines have the file, all calibrate together
         if not all(comm.all_gather(loaded)):
@@ -192,7 +197,9 @@ class DistillationHook(HookBase):
             normalizer = [normalizers[name]] if name in normalizers else []
             with explain_missing_output(name):
                 values = loss(select(teacher_outputs, name), select(student_outputs, name), targets, *normalizer)
-            if not isinstance(values, dict) or any(value.dim() for value in values.values()):
+            if not isinstance(values, dict) or not all(
+                isinstance(value, Tensor) and value.dim() == 0 for value in values.values()
+            ):
                 raise UserError(f"distillation.losses.{name} must return scalar losses by name, as in {{'name': loss}}")
             terms[name] = values
         return losses, terms

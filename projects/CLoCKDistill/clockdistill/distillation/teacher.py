@@ -38,11 +38,8 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> tuple[Detec
                 f"the teacher in {checkpoint} has {saved[0]} classes and the student {built[0]}: train both on "
                 "the same classes"
             )
-    if unset := loader.report.unset:
-        raise UserError(
-            f"teacher checkpoint {checkpoint} does not set {len(unset)} parameters or buffers of {config}, "
-            f"such as {unset[0]}: give the checkpoint that was trained with this config"
-        )
+    if fault := loader.report.fault():
+        raise UserError(f"teacher checkpoint {checkpoint} {fault}: give the checkpoint that was trained with {config}")
     return teacher.eval().requires_grad_(False).to(student.device), metadata_of(contents).get("class_names")
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,26 +46,33 @@ def inference_metadata(cfg: DictConfig) -> dict[str, Any]:
             metadata["class_names"] = list(class_names)
     augmentations = OmegaConf.select(cfg, "dataloader.test.mapper.augmentations")
     if augmentations is not None:
-        augmentations = list(instantiate(augmentations))
-        if not augmentations:
-            metadata["resize"] = None
-        elif len(augmentations) == 1 and is_fixed_resize(augmentations[0]):
-            (resize,) = augmentations
-            metadata["resize"] = dict(short_edge_length=int(resize.short_edge_length[0]), max_size=int(resize.max_size))
-        else:
-            logger.warning(
-                "checkpoints cannot store test-time augmentations other than one ResizeShortestEdge of a fixed size: "
-                "predict.py will use dataloader.test.mapper.augmentations of its config"
-            )
+        try:
+            metadata["resize"] = resize_rule(instantiate(augmentations))
+        except UserError as error:
+            logger.warning(f"{error}. Checkpoints do not store them: predict.py will use those of its config.")
     return metadata
 
 
-def is_fixed_resize(augmentation: T.Augmentation) -> bool:
-    return (
-        isinstance(augmentation, T.ResizeShortestEdge)
-        and len(set(augmentation.short_edge_length)) == 1
-        and augmentation.interp == Image.BILINEAR
-    )
+def resize_rule(augmentations: Sequence[T.Augmentation]) -> dict[str, int] | None:
+    """Return `short_edge_length` and `max_size` of the only augmentation, or None if images keep their size.
+
+    Raises:
+        UserError: there are others than one bilinear `ResizeShortestEdge` of a fixed size.
+    """
+    if not augmentations:
+        return None
+    (resize, *others) = augmentations
+    if (
+        others
+        or not isinstance(resize, T.ResizeShortestEdge)
+        or len(set(resize.short_edge_length)) > 1
+        or resize.interp != Image.BILINEAR
+    ):
+        raise UserError(
+            "dataloader.test.mapper.augmentations are not supported outside of training and evaluation: use one "
+            "ResizeShortestEdge of a fixed size, with bilinear interpolation, or none"
+        )
+    return dict(short_edge_length=int(resize.short_edge_length[0]), max_size=int(min(resize.max_size, 2**31 - 1)))
 
 
 def resume_path(path: str) -> str:
@@ -156,6 +164,10 @@ class Checkpointer(WeightLoader):
 
     def has_checkpoint(self) -> bool:
         return bool(self.get_checkpoint_file())
+
+    def is_finished(self) -> bool:
+        """Return whether `save_dir` has a final model, from which a training cannot be continued."""
+        return os.path.isfile(os.path.join(self.save_dir, "model_final.pth")) and not self.has_checkpoint()
 
     def resume(self) -> dict[str, Any]:
         """Load the last checkpoint in `save_dir`, with the training state, and return the model file's other entries.

@@ -22,7 +22,15 @@ from ..errors import UserError
 from ..evaluation.results import write_json
 from ..modeling.weights import WeightLoader, metadata_of
 from .checkpoint import Checkpointer, PeriodicCheckpointer, inference_metadata
-from .datasets import build_evaluator, build_loader, build_test_loader, check_classes, dataset_classes, evaluates
+from .datasets import (
+    build_evaluator,
+    build_loader,
+    build_test_loader,
+    check_classes,
+    dataset_classes,
+    dataset_names,
+    evaluates,
+)
 from .defaults import open_output_dir
 from .hooks import EMAHook, ProgressBar
 from .launch import LOST_CONNECTION
@@ -148,6 +156,11 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
                 f"train.output_dir {output_dir} has the checkpoint of an earlier training: add --resume to continue "
                 "it, or set another folder"
             )
+        if checkpointer.is_finished():
+            raise UserError(
+                f"train.output_dir {output_dir} has a finished training without a checkpoint to resume from: set "
+                "another folder, or remove its model_final.pth to train again"
+            )
         return checkpointer.has_checkpoint()
 
     if not has_checkpoint():
@@ -170,7 +183,8 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
         done = f"{trainer.start_iter} of train.max_iter={cfg.train.max_iter}"
         logger.info(f"Nothing to train: {done} iterations are done")
     elif distillation is not None:
-        distillation.calibrate(train_loader)
+        images = len(getattr(train_loader, "dataset", ()))
+        distillation.calibrate(train_loader, dict(datasets=dataset_names(cfg, "train"), images=images))
     if trainer.start_iter:
         skip_batches(train_loader, trainer.start_iter * trainer.accumulate)
     return trainer

@@ -3,10 +3,12 @@
 import argparse
 import codecs
 import collections
+import contextlib
 import io
 import os
 import pickle
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
@@ -48,11 +50,28 @@ class PlaceholderClass:
         pass
 
 
-# the authors' repositories save their command line next to the weights; a Namespace only holds plain values
-torch.serialization.add_safe_globals([argparse.Namespace])
-torch.serialization.add_safe_globals(
-    [type(name, (PlaceholderClass,), {"__module__": module}) for module, name in PlaceholderClass.NAMES]
-)
+SAFE_CLASSES = [
+    # the authors' repositories save their command line next to the weights; a Namespace only holds plain values
+    argparse.Namespace,
+    *(type(name, (PlaceholderClass,), {"__module__": module}) for module, name in PlaceholderClass.NAMES),
+]
+
+
+@contextlib.contextmanager
+def allowing(classes: Sequence[type]) -> Iterator[None]:
+    """Let `torch.load` read objects of these classes too, instead of others with the same names."""
+    before = torch.serialization.get_safe_globals()
+    names = {(c.__module__, c.__name__) for c in classes}
+    # safe_globals of torch 2.5 and later would keep both classes of a name
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(
+        [*classes, *(c for c in before if (getattr(c, "__module__", ""), getattr(c, "__name__", "")) not in names)]
+    )
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -91,16 +110,31 @@ class LoadReport(NamedTuple):
         missing: names in the model but not in the file.
         unexpected: names in the file but not in the model.
         mismatched: (name, shape in the file, shape in the model) of those that differ in shape.
+        conflicting: names of one parameter in the model, such as shared heads have, with different values in the file.
+        converted: whether the names in the file were those of another implementation, which may have more parameters.
     """
 
     missing: list[str]
     unexpected: list[str]
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    conflicting: list[str]
+    converted: bool
 
     @property
     def unset(self) -> list[str]:
         """Names in the model that the file did not set."""
         return self.missing + [name for name, *_ in self.mismatched]
+
+    def fault(self) -> str | None:
+        """Return what a file that belongs to another model does, to complete "checkpoint …"; None if all matched."""
+        for names, fault in (
+            (self.unset, "does not set {} parameters or buffers of the model"),
+            ([] if self.converted else self.unexpected, "has {} parameters or buffers that the model does not have"),
+            (self.conflicting, "has different values for {} parameters that the model shares"),
+        ):
+            if names:
+                return f"{fault.format(len(names))}, such as {names[0]}"
+        return None
 
 
 class WeightLoader(DetectionCheckpointer):
@@ -120,7 +154,8 @@ class WeightLoader(DetectionCheckpointer):
         Args:
             path: a file or a URL that Detectron2 can open (`detectron2://`, `https://`). "" loads nothing.
             checkpointables: names of other objects to load, by default all; see Detectron2.
-            strict: raise a `UserError` if a parameter or buffer of the model is not set.
+            strict: raise a `UserError` if the file and the model do not have the same parameters and buffers. Files of
+                other implementations may have more.
 
         Returns:
             The file's other entries, such as the iteration.
@@ -141,13 +176,8 @@ class WeightLoader(DetectionCheckpointer):
                 f"checkpoint {path} has NaN or infinite values in {len(broken)} parameters or buffers, such as "
                 f"{broken[0]}: use a checkpoint from before the training diverged"
             )
-        if strict and self.report is not None and self.report.unset:
-            unset = self.report.unset
-            names = ", ".join(unset[:3]) + (", …" if len(unset) > 3 else "")
-            raise UserError(
-                f"checkpoint {path} leaves {len(unset)} of {len(self.model.state_dict())} parameters and buffers of "
-                f"the model unset ({names}): use a checkpoint that was trained with this model config"
-            )
+        if strict and self.report is not None and (fault := self.report.fault()):
+            raise UserError(f"checkpoint {path} {fault}: use a checkpoint that was trained with this model config")
         return extra
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -183,7 +213,8 @@ class WeightLoader(DetectionCheckpointer):
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         try:
-            loaded = torch.load(f, map_location="cpu", weights_only=True)
+            with allowing(SAFE_CLASSES):
+                loaded = torch.load(f, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle raises almost anything
             raise self._load_error(f, error) from error
         averaged = next((key for key in AVERAGED_WEIGHTS if isinstance(loaded, dict) and loaded.get(key)), None)
@@ -196,7 +227,14 @@ class WeightLoader(DetectionCheckpointer):
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]):
-        checkpoint["model"] = convert_state_dict(checkpoint["model"], self.model)
+        source = checkpoint["model"]
+        checkpoint["model"] = weights = convert_state_dict(source, self.model)
+        conflicting = conflicting_names(weights, self.model)
+        if conflicting:
+            self.logger.warning(
+                f"The model shares parameters that differ in the checkpoint, such as {conflicting[0]}, and gets the "
+                "last of them. Use the model config that the checkpoint was trained with."
+            )
         incompatible = super()._load_model(checkpoint)
         mismatched = incompatible.incorrect_shapes
         names = {name for name, *_ in mismatched}
@@ -204,8 +242,22 @@ class WeightLoader(DetectionCheckpointer):
         unexpected = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
         incompatible.unexpected_keys[:] = unexpected
         incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in names]
-        self.report = LoadReport(list(incompatible.missing_keys), unexpected, list(mismatched))
+        self.report = LoadReport(
+            list(incompatible.missing_keys), unexpected, list(mismatched), conflicting, weights is not source
+        )
         return incompatible
+
+
+def conflicting_names(state: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """Return the names whose values differ from those of another name of the same parameter."""
+    first: dict[int, Any] = {}
+    conflicting = []
+    for name, parameter in model.state_dict(keep_vars=True).items():
+        if name in state:
+            value = torch.as_tensor(state[name])
+            if not torch.equal(first.setdefault(id(parameter), value), value):
+                conflicting.append(name)
+    return conflicting
 
 
 def metadata_of(contents: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +275,7 @@ def load_weights(model: nn.Module, path: str, strict: bool = False) -> LoadRepor
         model: any module that is not wrapped in DistributedDataParallel.
         path: a checkpoint of this project, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO,
             Deformable DETR or DAB-DETR from detrex or its authors. If it has averaged weights, they are loaded.
-        strict: raise a `UserError` if a parameter or buffer of the model is not set.
+        strict: raise a `UserError` if the file and the model do not have the same parameters and buffers.
 
     Raises:
         UserError: the file does not exist or is not a checkpoint.
