@@ -41,7 +41,7 @@ def make_losses():
 
 def build(loss, levels, student=3, teacher=3):
     """Build the modules of a loss, with noise, for given widths of the models."""
-    loss.num_levels = levels
+    loss.level_scales = [1.0] * levels
     torch.manual_seed(0)
     loss.build(SimpleNamespace(embed_dim=teacher), SimpleNamespace(embed_dim=student))
     return add_noise(loss)
@@ -180,7 +180,7 @@ def test_which_terms_are_zero_if_the_maps_are_equal(variant):
         outputs = outputs_of(model.encode(model.preprocess(batch)))
         zero = {}
         for name, loss in make_losses().items():
-            loss.num_levels = len(model.strides)
+            loss.level_scales = [1.0] * len(model.strides)
             loss.build(model, model)
             terms = loss(outputs, outputs, model.targets(batch))
             zero |= {f"{name}_{term}": value == 0 for term, value in terms.items()}

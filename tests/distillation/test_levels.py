@@ -4,12 +4,12 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from clockdistill.distillation import TargetAwareLogitLoss
+from clockdistill.distillation import MemoryLoss, TargetAwareLogitLoss
 from clockdistill.distillation.teacher import pair_levels
 from clockdistill.engine import load_config
 from clockdistill.errors import UserError
 from families import coco_config
-from helpers.distillation import CROSS, VARIANTS, WEIGHTS, make_hook, save_teacher, weights_by_loop
+from helpers.distillation import CROSS, VARIANTS, WEIGHTS, make_hook, places, save_teacher, weights_by_loop
 from helpers.models import add_noise, random_batch, shrink, tiny, tiny_config
 
 # families with a light student
@@ -99,6 +99,33 @@ def test_memories_are_compared_only_on_shared_levels(tmp_path, teacher_variant, 
     torch.testing.assert_close(
         losses["loss_memory_background"], 1e-3 * (background * distance).sum() / 2, rtol=1e-4, atol=0
     )
+
+
+@pytest.mark.parametrize("padding", [("size_divisibility", 64), ("padding_constraints", {"square_size": 256})])
+def test_the_teacher_may_pad_images_further(tmp_path, monkeypatch, padding):
+    """With each cell's place as its memory, the memories are equal, whatever the padding."""
+    student = tiny()
+    hook = make_hook(student, save_teacher(tmp_path), {"memory": MemoryLoss(1.0, 1.0)})
+    backbone = hook.teacher.backbone
+    backbone.__class__ = type("PaddedResNet", (type(backbone),), dict([padding]))
+
+    def encode_places(model, encode):
+        def call(images):
+            memory = encode(images)
+            shapes = memory.spatial_shapes.tolist()
+            tokens = torch.cat([places(shape, stride) for shape, stride in zip(shapes, model.strides, strict=True)])
+            memory.tokens = tokens.repeat(len(memory.tokens), 1, memory.tokens.shape[-1] // 2)
+            return memory
+
+        return call
+
+    for model in (student, hook.teacher):
+        monkeypatch.setattr(model, "encode", encode_places(model, model.encode))
+    batch = random_batch(sizes=((96, 200), (80, 160)))
+    shapes = [hook.teacher.preprocess(batch).tensor.shape, student.preprocess(batch).tensor.shape]
+    assert shapes[0] != shapes[1]
+    losses = hook.compute_losses(student, batch)
+    assert losses["loss_memory_object"] == losses["loss_memory_background"] == 0
 
 
 def test_memories_without_a_common_level_are_refused(tmp_path):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from clockdistill.distillation import MemoryLoss, PlainFeatureLoss
 from clockdistill.distillation.memory import location_and_scale_weights, resize_levels
 from clockdistill.errors import UserError
 from clockdistill.modeling import Target, Targets
-from helpers.distillation import SHAPES, VALID, make_memory, outputs_of, random_targets, weights_by_loop
+from helpers.distillation import SHAPES, VALID, make_memory, outputs_of, places, random_targets, weights_by_loop
 from helpers.models import VARIANTS, add_noise, random_batch, tiny
 
 
@@ -111,11 +113,28 @@ def test_plain_loss_is_the_mean_over_valid_cells(feature, attribute):
     torch.testing.assert_close(loss, difference[~teacher.padding_mask].square().mean())
 
 
-def test_levels_of_different_shapes_are_resized():
-    source, target = torch.tensor([[2, 2], [1, 1]]), torch.tensor([[4, 4], [2, 3]])
-    tokens = torch.cat((torch.full((1, 4, 2), 3.0), torch.full((1, 1, 2), 7.0)), 1)
-    resized = resize_levels(tokens, source, target)
-    torch.testing.assert_close(resized, torch.cat((torch.full((1, 16, 2), 3.0), torch.full((1, 6, 2), 7.0)), 1))
+@pytest.mark.parametrize(
+    ("student", "teacher", "strides"),
+    [
+        ((12, 25), (12, 25), (8, 8)),
+        ((12, 25), (16, 32), (8, 8)),
+        ((16, 32), (12, 25), (8, 8)),
+        ((13, 7), (25, 13), (16, 8)),
+        ((25, 13), (13, 7), (8, 16)),
+        ((32, 16), (13, 7), (8, 16)),
+    ],
+)
+def test_resized_levels_keep_their_places(student, teacher, strides):
+    """Each cell has its center as value: resizing must not move it, however the two models pad."""
+    source, target = torch.tensor([student, student]), torch.tensor([teacher, teacher])
+    tokens = places(student, strides[0]).repeat(2, 1)[None]
+    resized = resize_levels(tokens, source, target, [strides[0] / strides[1]] * 2)
+    expected = places(teacher, strides[1]).repeat(2, 1)
+    # beyond the student's map, and half a cell from its borders, there is nothing to interpolate
+    last = torch.tensor([student[1], student[0]]) * strides[0] - max(strides) / 2
+    inside = ((expected >= max(strides) / 2) & (expected <= last)).all(1)
+    assert inside.sum() >= 2 * 0.7 * min(math.prod(student), math.prod(teacher)) / max(strides) * 8
+    torch.testing.assert_close(resized[0, inside], expected[inside])
 
 
 def test_unknown_feature_is_refused():

@@ -119,3 +119,9 @@ def weights_by_loop(valid, shapes, targets):
         objects.append(object_cells)
         background.append(background_cells)
     return torch.tensor(objects), torch.tensor(background)
+
+
+def places(shape, stride):
+    """Return the centers (h * w, 2) of a level's cells, in pixels."""
+    rows, columns = (stride * (torch.arange(cells) + 0.5) for cells in shape)
+    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)

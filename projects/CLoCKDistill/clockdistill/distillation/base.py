@@ -1,5 +1,7 @@
 """Base class of the distillation losses."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -33,13 +35,19 @@ class DistillationLoss(nn.Module):
         requires_targets: the loss gets `Outputs.target_predictions` of both models.
         requires_objects: the loss gets `Outputs.object_predictions` of both models, and `Outputs.object_content` of the
             teacher.
-        num_levels: number of levels on which the memories are compared; the hook sets it before it calls `build`.
+        level_scales: for each pair of levels that is compared, the student's stride divided by the teacher's; the hook
+            sets them before it calls `build`.
     """
 
     requires_memory = False
     requires_targets = False
     requires_objects = False
-    num_levels = 1
+    level_scales: Sequence[float] = (1.0,)
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels on which the memories are compared."""
+        return len(self.level_scales)
 
     def build(self, teacher: Detector, student: Detector) -> None:
         """Create parameters whose shapes depend on the two models. Called once, before training."""

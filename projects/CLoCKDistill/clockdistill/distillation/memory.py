@@ -1,5 +1,8 @@
 """Location-and-context-aware memory distillation (arXiv:2502.10683, Sec. 3.2)."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,15 +51,24 @@ def location_and_scale_weights(memory: Memory, targets: Targets) -> tuple[Tensor
     return torch.cat(objects, 1).float(), torch.cat(backgrounds, 1).float()
 
 
-def resize_levels(tokens: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Resize tokens (B, N, C) from level shapes `source` (levels, 2) to those of `target`, bilinearly."""
-    if torch.equal(source, target):
+def resize_levels(tokens: Tensor, source: Tensor, target: Tensor, scales: Sequence[float]) -> Tensor:
+    """Resize tokens (B, N, C) from level shapes `source` (levels, 2) to those of `target`, bilinearly.
+
+    Each level is resized by its scale. Two models may pad a batch differently at the right and bottom, so it is cut off
+    there, or continued by its last cells.
+    """
+    if torch.equal(source, target) and all(scale == 1 for scale in scales):
         return tokens
     levels = []
     by_level = tokens.split(source.prod(1).tolist(), 1)
-    for level, shape, new in zip(by_level, source.tolist(), target.tolist(), strict=True):
+    for level, shape, new, scale in zip(by_level, source.tolist(), target.tolist(), scales, strict=True):
         level = level.transpose(1, 2).unflatten(2, shape)
-        levels.append(F.interpolate(level, size=new, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2))
+        height, width = (math.ceil(cells / scale) for cells in new)
+        level = level[:, :, :height, :width]
+        level = F.pad(level, (0, width - level.shape[3], 0, height - level.shape[2]), mode="replicate")
+        if scale != 1:
+            level = F.interpolate(level, scale_factor=scale, mode="bilinear", align_corners=False)
+        levels.append(level[:, :, : new[0], : new[1]].flatten(2).transpose(1, 2))
     return torch.cat(levels, 1)
 
 
@@ -94,7 +106,8 @@ class FeatureLoss(DistillationLoss):
     def aligned(self, teacher: Outputs, student: Outputs) -> tuple[Tensor, Tensor]:
         """Return the maps of both models on the teacher's levels and in its width, (B, N, C), in at least float32."""
         maps = at_least_float32(self.project(student))
-        maps = resize_levels(maps, student.memory.spatial_shapes, teacher.memory.spatial_shapes)
+        shapes = student.memory.spatial_shapes, teacher.memory.spatial_shapes
+        maps = resize_levels(maps, *shapes, self.level_scales)
         return at_least_float32(self.maps(teacher)), maps
 
     def squared_distance(self, teacher: Outputs, student: Outputs) -> Tensor:

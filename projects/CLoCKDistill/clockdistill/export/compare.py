@@ -100,8 +100,7 @@ def reference(detector: Detector, images: Tensor, sizes: Tensor, rankings: "Give
     for padded, image, (height, width) in zip(pixels, images, sizes.tolist(), strict=True):
         normalized = (image[:, :height, :width].to(padded) - detector.pixel_mean) / detector.pixel_std
         padded[:, :height, :width] = normalized
-    divisor = getattr(detector.backbone, "size_divisibility", 0)
-    padded = ImageList.from_tensors(list(pixels), divisor).tensor
+    padded = detector.pad(list(pixels)).tensor
     with rankings:
         memory = detector.encode(ImageList(padded, [tuple(size) for size in sizes.tolist()]))
         predictions = detector.decode(memory, detector.propose(memory))

@@ -45,9 +45,13 @@ class ExportableDetector(nn.Module):
         height, width = images.shape[-2:]
         valid = (torch.arange(height) < sizes[:, :1])[:, :, None] & (torch.arange(width) < sizes[:, 1:])[:, None]
         pixels = (images.float() - detector.pixel_mean) / detector.pixel_std * valid[:, None]
-        # as `Detector.preprocess` does
-        divisor = getattr(detector.backbone, "size_divisibility", 0)
-        if divisor > 1:
+        # as `Detector.pad` does
+        constraints = detector.backbone.padding_constraints or {}
+        divisor = constraints.get("size_divisibility", getattr(detector.backbone, "size_divisibility", 0))
+        if side := constraints.get("square_size", 0):
+            side += -side % max(divisor, 1)
+            pixels = F.pad(pixels, (0, side - width, 0, side - height))
+        elif divisor > 1:
             pixels = F.pad(pixels, (0, -width % divisor, 0, -height % divisor))
         memory = detector.encode(ImageList(pixels, sizes))
         predictions = detector.decode(memory, contiguous(detector.propose(memory)))

@@ -213,11 +213,14 @@ class Detector(nn.Module):
         self.compiled = torch.compile(self.predict, dynamic=False, **options)
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalize the images, and pad them at the right and bottom to the size of the largest one.
+        """Normalize the images, and pad them; see `pad`."""
+        return self.pad([(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs])
+
+    def pad(self, images: list[Tensor]) -> ImageList:
+        """Pad images (3, H, W) at the right and bottom to the size of the largest one.
 
         The backbone's `size_divisibility` and `padding_constraints` are respected.
         """
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
         # Detectron2's Swin declares the property but fails to compute it
         divisor = getattr(self.backbone, "size_divisibility", 0)
         return ImageList.from_tensors(images, divisor, padding_constraints=self.backbone.padding_constraints)

@@ -67,7 +67,7 @@ class ChannelMapper(nn.Module):
     def check_inputs(self, shapes: dict[str, ShapeSpec]) -> None:
         """Raise an `InvalidValue` unless the backbone has these features, with these numbers of channels.
 
-        Nor may it compute more after the last of them, which would get no gradient.
+        Nor may it have others, whose layers would get no gradient.
         """
         some_of_backbone = some_of(*shapes)
         if not some_of_backbone.holds(self.in_features):
@@ -75,10 +75,9 @@ class ChannelMapper(nn.Module):
         expected = [shapes[name].channels for name in self.in_features]
         if self.in_channels != expected:
             raise InvalidValue("in_channels", self.in_channels, f"{expected}, the backbone's channels")
-        deepest = max(shapes[name].stride for name in self.in_features)
-        unused = [n for n, shape in shapes.items() if shape.stride >= deepest and shape.channels > max(expected)]
+        unused = [name for name in shapes if name not in self.in_features]
         if unused:
-            text = f"a list with {', '.join(unused)}, or remove these from the backbone's out_features"
+            text = f"a list with {', '.join(unused)} too, or remove these from the backbone's outputs (out_features)"
             raise InvalidValue("in_features", self.in_features, text)
 
     def strides(self, shapes: dict[str, ShapeSpec]) -> list[int]:
