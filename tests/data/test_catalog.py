@@ -51,6 +51,16 @@ def test_exif_after_the_pixels_of_a_png(tmp_path):
     assert_measured_as_read(path, SIZE[::-1])
 
 
+def test_data_after_a_jpeg_are_no_fault(tmp_path):
+    path = save(tmp_path / "image.jpg", orientation_exif(6))
+    complete = path.read_bytes()
+    path.write_bytes(complete + bytes(1000))
+    assert_measured_as_read(path, SIZE[::-1])
+    path.write_bytes(complete[: len(complete) // 2])
+    (message,) = measure_images([path], False).values()
+    assert "cannot read image" in message
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_broken_exif_is_ignored(tmp_path, suffix):
     assert_measured_as_read(save(tmp_path / f"image{suffix}", b"Exif\x00\x00broken"), SIZE)

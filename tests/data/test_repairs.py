@@ -5,7 +5,7 @@ import logging
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
+from PIL import ExifTags, Image
 
 from clockdistill.data import check, register_by_name
 from clockdistill.data.catalog import ReadingPolicy, reading
@@ -97,6 +97,28 @@ def test_the_size_is_that_of_the_file(tmp_path, log):
     assert "1 image size(s) taken from the file" in log.text
     # evaluation compares with the repaired annotations
     assert MetadataCatalog.get(name).get("json_file") is None
+
+
+def test_boxes_for_another_size_are_an_error(tmp_path):
+    """For images that were made smaller after they were annotated."""
+    name = make_coco(tmp_path, size=(2 * WIDTH, 2 * HEIGHT))
+    register_by_name(name)
+    with pytest.raises(
+        UserError, match=r"annotation 1: box \(50, 40, 66, 50\) exceeds the 64x48 .* one of 128x96; scale"
+    ):
+        DatasetCatalog.get(name)
+
+
+def test_an_orientation_that_was_ignored_is_an_error(tmp_path):
+    name = make_coco(tmp_path)
+    orientation = Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "0.png", exif=orientation)
+    register_by_name(name)
+    with pytest.raises(
+        UserError, match=r"0\.png is 48x64, not 64x48, because of its EXIF orientation; save it without"
+    ):
+        DatasetCatalog.get(name)
 
 
 @pytest.mark.parametrize(("bad", "is_accepted"), [(1, True), (2, False)])

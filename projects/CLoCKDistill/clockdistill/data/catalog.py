@@ -179,9 +179,10 @@ def measure_header(path: Path) -> tuple[int, int] | str:
         with Image.open(path) as image:
             if ENDINGS.get(image.format, b"") in tail[-64:]:
                 return oriented_size(image, tail)
+        # cameras add data of their own after the image
+        return measure_decoded(path)
     except (OSError, SyntaxError, ValueError) as error:
         return f"cannot read image {path}: {error}; copy it again"
-    return f"cannot read image {path}: the file is truncated; copy it again"
 
 
 def oriented_size(image: Image.Image, tail: bytes) -> tuple[int, int]:

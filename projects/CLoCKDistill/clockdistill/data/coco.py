@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
+from PIL import Image
 
 from ..errors import MissingDataset, UserError
 from .catalog import Fault, Reading, Repair, fit_box, list_folder, measure_images, register
@@ -59,6 +60,7 @@ def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[
             path = image_root / image["file_name"]
             sizes = dict(height=image["height"], width=image["width"])
             records[image["id"]] = dict(file_name=str(path), image_id=image["id"], **sizes, annotations=[])
+    sizes = {key: (record["width"], record["height"]) for key, record in records.items()}
     faults += image_faults(json_file, records.values(), decode)
     unreadable = {fault.bad_image for fault in faults if fault.bad_image}
 
@@ -81,10 +83,13 @@ def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[
             else:
                 objects.add(key)
                 left, top, width, height = box
-                fitted, text, repair = fit_box(
-                    (left, top, left + width, top + height), record["width"], record["height"]
-                )
+                edges = left, top, left + width, top + height
+                fitted, text, repair = fit_box(edges, record["width"], record["height"])
                 if repair:
+                    size = sizes[annotation["image_id"]]
+                    if fit_box(edges, *size)[2] is None:
+                        text = f"{text.partition(';')[0]}, as it is for one of {size[0]}x{size[1]}; scale the boxes too"
+                        repair = None
                     invalid.append((text, repair))
                     box = fitted and [*fitted[:2], fitted[2] - fitted[0], fitted[3] - fitted[1]]
         faults += [Fault(f"{where}: {text}", repair) for text, repair in invalid]
@@ -140,12 +145,18 @@ def image_faults(json_file: Path, records: Collection[dict], decode: bool) -> It
         if isinstance(size, str):
             yield Fault(size, bad_image=str(path))
         elif size != (record["width"], record["height"]):
-            yield Fault(
-                f"{json_file}: image {path} is {size[0]}x{size[1]}, not {record['width']}x{record['height']}; "
-                "correct its width and height",
-                Repair.RESIZE,
-            )
+            where = f"{json_file}: image {path} is {size[0]}x{size[1]}, not {record['width']}x{record['height']}"
+            if has_size_before_rotation(path, record):
+                yield Fault(f"{where}, because of its EXIF orientation; save it without one, as it was annotated")
+            else:
+                yield Fault(f"{where}; correct its width and height", Repair.RESIZE)
             record["width"], record["height"] = size
+
+
+def has_size_before_rotation(path: Path, record: dict) -> bool:
+    """Return whether a record has the size of an image whose EXIF orientation is ignored."""
+    with Image.open(path) as image:
+        return image.size == (record["width"], record["height"])
 
 
 def field_fault(entry: dict, fields: dict[str, tuple[type, ...]]) -> str | None:

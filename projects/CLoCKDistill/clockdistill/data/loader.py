@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..checks import checked, count, not_negative
-from ..errors import InvalidValue, UnreadableImage
+from ..errors import InvalidValue, UnreadableImage, UserError
 from ..seeding import IMAGE, seeded
 from .catalog import reading_policy
 
@@ -85,6 +85,11 @@ def build_train_loader(
         raise InvalidValue("total_batch_size", total_batch_size, expected)
     if seed < 0:
         seed = comm.shared_random_seed()
+    if aspect_ratio_grouping and (unknown := next((r for r in dataset if not {"width", "height"} <= r.keys()), None)):
+        raise UserError(
+            f"{unknown['file_name']} has no width and height in its dataset: add them to the records, or set "
+            "dataloader.train.aspect_ratio_grouping=False"
+        )
     groups = [record["width"] > record["height"] if aspect_ratio_grouping else 0 for record in dataset]
     batches = BatchSampler(groups, total_batch_size // world_size, seed)
     return TrainLoader(MappedDataset(dataset, mapper, seed), batches, num_workers)

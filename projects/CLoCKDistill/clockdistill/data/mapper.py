@@ -6,12 +6,12 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from PIL import Image
 
-from ..checks import checked, one_of
+from ..checks import Rule, checked
 from ..errors import UnreadableImage, UserError
 
 
 class DetectionMapper(DatasetMapper):
-    """Detectron2's `DatasetMapper`, with the same arguments, that keeps the crowd annotations.
+    """Detectron2's `DatasetMapper`, with the same arguments but only for RGB, that keeps the crowd annotations.
 
     `instances` holds the objects and `ignored`, also `Instances` with boxes and classes, the crowd regions.
 
@@ -20,7 +20,7 @@ class DetectionMapper(DatasetMapper):
         UserError: it does not have the annotated size.
     """
 
-    @checked(image_format=one_of("RGB", "BGR"))
+    @checked(image_format=Rule(lambda name: name == "RGB", "RGB, which all models and tools here expect"))
     def __init__(self, is_train: bool, *, image_format: str, **kwargs: Any):
         super().__init__(is_train, image_format=image_format, **kwargs)
 
