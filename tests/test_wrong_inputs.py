@@ -76,7 +76,7 @@ VALUES = {
     "model.position_embedding.temperature": [0, -1],
     "model.position_embedding.offset": ["nan"],
     "dataloader.train.num_workers": [-1],
-    "dataloader.train.mapper.image_format": ["XYZ"],
+    "dataloader.train.mapper.image_format": ["XYZ", "BGR"],
     "dataloader.test.mapper.image_format": ["XYZ"],
 }
 DISTILLATION_VALUES = {
@@ -107,6 +107,10 @@ OVERRIDES = {
         ["dataloader.test.dataset.names=kitti:ROOT:train:Van+Car+Truck+Pedestrian+Cyclist"],
         "class 0 of the dataset .*:Car.* is Car, which is class 1 of the dataset .*:Van.*: give all data the same",
     ),
+    "two test sets": (
+        ["dataloader.test.dataset.names=[kitti:ROOT:train:Car,kitti:ROOT:train:Van]"],
+        "dataloader.test.dataset.names has 2 datasets: evaluate on one of them",
+    ),
     "levels": (["model.neck.num_levels=7"], "model.neck.num_levels cannot be 7: it must be 3, as in the encoder"),
     "unused stage": (
         [
@@ -114,7 +118,7 @@ OVERRIDES = {
             "model.neck.in_features=[res3,res4]",
             "model.neck.in_channels=[16,32]",
         ],
-        "model.neck.in_features cannot be .*: it must be a list with res5, or remove these from the backbone's out_f",
+        "model.neck.in_features cannot be .*: it must be a list with res5 too, or remove these from the backbone's out",
     ),
     "unknown key": (["train.max_iters=3"], "unknown config key train.max_iters: did you mean train.max_iter"),
     "unknown section": (["trian.max_iter=3"], "unknown config key trian.max_iter"),
@@ -221,7 +225,7 @@ TRAIN_FLAGS = {
     "missing checkpoint": ("--eval-only --compare a=STUDENT:nowhere.pth", r"nowhere\.pth does not exist"),
     "missing config": ("--eval-only --compare a=nowhere.py:TEACHER", r"nowhere\.py does not exist"),
     "no weights": ("--eval-only train.init_checkpoint=''", "no trained weights are given"),
-    "other model's weights": ("--eval-only train.init_checkpoint=TEACHER", r"leaves \d+ of \d+ parameters"),
+    "other model's weights": ("--eval-only train.init_checkpoint=TEACHER", r"does not set \d+ parameters"),
 }
 WITH_VALUE = ("--config-file", "--num-gpus", "--num-machines", "--machine-rank", "--dist-url", "--compare")
 PREDICT = f"--config-file {STUDENT} --input ROOT/training/image_2 --output NEW"

@@ -195,6 +195,8 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], frames_per_second: f
             if writer is None:
                 codec = cv2.VideoWriter_fourcc(*"mp4v")
                 writer = cv2.VideoWriter(str(path), codec, frames_per_second, picture.shape[1::-1])
+                if not writer.isOpened():
+                    raise UserError(f"cannot write {path}: check that its folder is writable and has free space")
             writer.write(picture[:, :, ::-1])
     finally:
         if writer is not None:

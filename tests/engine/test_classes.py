@@ -1,5 +1,7 @@
 """Class names of datasets and models are compared by number."""
 
+import logging
+
 import pytest
 
 from clockdistill.engine.datasets import check_classes
@@ -19,6 +21,12 @@ from clockdistill.modeling.weights import metadata_of
 )
 def test_equal_renamed_and_unknown_classes_pass(classes):
     check_classes(classes)
+
+
+def test_other_names_are_warned_of(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("clockdistill"), "propagate", True)
+    check_classes({"a": ["cat", "dog"], "b": ["cat", "person"]})
+    assert "1 classes of a have other names than those of b: class 1 is dog, or person" in caplog.text
 
 
 @pytest.mark.parametrize(

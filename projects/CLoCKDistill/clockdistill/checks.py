@@ -48,6 +48,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def at_least(minimum: float) -> Rule:
     return Rule(lambda value: is_number(value) and value >= minimum, f"at least {minimum}")
 
@@ -61,7 +65,7 @@ def between(low: float, high: float) -> Rule:
 
 
 def multiple_of(factor: int) -> Rule:
-    return Rule(lambda value: is_number(value) and value > 0 and value % factor == 0, f"a multiple of {factor}")
+    return Rule(lambda value: is_count(value) and value % factor == 0, f"a multiple of {factor}")
 
 
 def one_of(*choices: str) -> Rule:
@@ -86,4 +90,4 @@ boolean = Rule(lambda value: isinstance(value, bool), "True or False")
 finite = Rule(is_number, "a finite number")
 not_negative = at_least(0)
 fraction = between(0, 1)
-count = at_least(1)
+count = Rule(is_count, "a whole number of at least 1")

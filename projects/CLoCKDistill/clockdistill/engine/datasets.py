@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from ..config_file import build
 from ..data.catalog import ReadingPolicy, reading
 from ..errors import MissingDataset, UserError
+
+logger = logging.getLogger(__name__)
 
 
 def build_loader(cfg: DictConfig, name: str) -> Iterable:
@@ -22,6 +25,10 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     """
     if cfg.dataloader.get(name) is None:
         raise UserError(f"the config has no dataloader.{name}: import one from configs/common/data")
+    if name == "test" and len(names := dataset_names(cfg, name)) > 1:
+        raise UserError(
+            f"dataloader.test.dataset.names has {len(names)} datasets: evaluate on one of them, or on a file with all"
+        )
     with reading_data(cfg, name):
         loader = build(cfg.dataloader[name], f"dataloader.{name}")
     model_classes = cfg.model.get("num_classes", None)
@@ -110,6 +117,8 @@ def dataset_classes(cfg: DictConfig, name: str) -> dict[str, list[str] | None]:
 def check_classes(classes: Mapping[str, Sequence[str] | None]) -> None:
     """Check that datasets and models give no class of the same name different numbers.
 
+    A warning names the first class that has two names.
+
     Args:
         classes: class names by dataset or model; None if they are not known.
 
@@ -124,3 +133,10 @@ def check_classes(classes: Mapping[str, Sequence[str] | None]) -> None:
                     f"class {number} of {first} is {name}, which is class {found.index(name)} of {second}: give all "
                     "data the same categories in the same order, which in COCO's format is that of their ids"
                 )
+        renamed = [pair for pair in enumerate(zip(expected, found, strict=False)) if pair[1][0] != pair[1][1]]
+        if renamed:
+            number, (name, other) = renamed[0]
+            logger.warning(
+                f"{len(renamed)} classes of {first} have other names than those of {second}: class {number} is {name}, "
+                f"or {other}. If these are not the same objects, use other data, or another model."
+            )

@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ...errors import UserError
+
 # bright and mostly safe for color-blind readers (after Okabe and Ito); red is reserved for errors
 CLASS_COLORS = ("#56C8FF", "#FFB000", "#4BE37A", "#FF8AD8", "#FFF25C", "#B79BFF", "#2FE0C8", "#FFFFFF")
 ERROR_COLOR = "#FF3B30"
@@ -130,4 +132,5 @@ def draw_label(axes: Axes, box: Sequence[float], text: str, fc: str, color: str 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:
     """Write a (height, width, 3) uint8 RGB picture."""
-    cv2.imwrite(str(path), picture[:, :, ::-1])
+    if not cv2.imwrite(str(path), picture[:, :, ::-1]):
+        raise UserError(f"cannot write {path}: check that its folder exists, is writable and has free space")
