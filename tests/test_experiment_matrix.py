@@ -111,17 +111,59 @@ def test_students_start_from_the_teacher_that_is_trained_first():
             r"has no matrix.tuning.cell",
         ),
         (
+            "matrix = dict(title='', data='', seeds=[], iterations=1, cells={}, overides=[])",
+            r"unknown key matrix.overides: choose cells, .*overrides",
+        ),
+        (
+            "matrix = dict(title='', data='', seeds=[], iterations=1, cells={}, methods=['fitnet'])",
+            r"unknown method fitnet: choose from clockdistill, balance, fitnets",
+        ),
+        (
             "matrix = dict(title='', data='', seeds=[], iterations=1, methods={}, cells={}, "
             "tuning=dict(cell='', seed=1, factors=[1, 3]))",
             r"has 2 matrix.tuning.factors: give 4",
         ),
     ],
 )
-def test_wrong_matrices_are_refused(text, message, tmp_path):
+def test_wrong_matrices_are_refused(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     path = tmp_path / "wrong.py"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         experiment_matrix.load_matrix(str(path))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("", ["clockdistill", "balance", "fitnets"]), ("methods=['mgd', 'fgd']", ["mgd", "fgd"])],
+    ids=["all", "by name"],
+)
+def test_a_matrix_elsewhere_has_the_methods_of_the_repository(tmp_path, monkeypatch, given, expected):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "mine.py"
+    path.write_text(f"matrix = dict(title='', data='', seeds=[], iterations=1, cells={{}}, {given})")
+    matrix = experiment_matrix.load_matrix(str(path))
+    assert list(matrix["methods"])[: len(expected)] == expected
+    assert matrix["folder"] == str(tmp_path)
+    street = experiment_matrix.load_matrix(str(ROOT / "tools/matrices/street.py"))
+    assert all(street["methods"][name] == method for name, method in matrix["methods"].items())
+
+
+def test_configs_and_overrides_are_checked_before_the_first_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cell = MATRIX["cells"]["dino"]
+    experiment_matrix.check_runs(runs())
+    own = tmp_path / "student.yaml"
+    own.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(model=dict(num_queries=3)))))
+    (plain, *_) = runs(MATRIX | dict(cells=dict(dino=cell | dict(student=str(own)))))
+    assert plain.arguments[1] == str(own)
+    experiment_matrix.check_runs([plain])
+    with pytest.raises(UserError, match=r"toy dino plain seed 0: .*dino_r18_tinny\.py does not exist"):
+        experiment_matrix.check_runs(
+            runs(MATRIX | dict(cells=dict(dino=cell | dict(student="dino/dino_r18_tinny.py"))))
+        )
+    with pytest.raises(UserError, match=r"plain seed 0: unknown config key model\.num_clases: did you mean"):
+        experiment_matrix.check_runs(runs(MATRIX | dict(overrides=["model.num_clases=3"])))
 
 
 def test_trials_have_the_iterations_and_overrides_of_the_tuning():

@@ -16,6 +16,7 @@ import experiments
 from clockdistill.errors import UserError
 from helpers.experiments import MATRIX, runs
 
+DOCS = Path("docs")
 AP = dict(plain=[10.0, 13.0], clockdistill=[15.0, 14.0])
 
 
@@ -34,7 +35,7 @@ def table_rows(text):
 def test_report_has_means_deviations_and_differences(project, monkeypatch):
     monkeypatch.setattr(experiment_report, "resample", lambda run: np.full(1000, AP[run.method][run.seed]))
     write_results()
-    rows = table_rows(experiment_report.write_report(MATRIX, runs()))
+    rows = table_rows(experiment_report.write_report(MATRIX, runs(), DOCS))
     plain, distilled = rows[2:4]
     deviation = statistics.stdev(AP["plain"])
     assert plain[:-2] == ["plain", "2", f"11.5 ± {deviation:.1f}", "30.0 ± 0.0", "-", "-", "-", "-"]
@@ -52,29 +53,29 @@ def test_report_has_means_deviations_and_differences(project, monkeypatch):
 def test_report_works_from_its_own_json_when_the_runs_are_gone(project, monkeypatch):
     monkeypatch.setattr(experiment_report, "resample", lambda run: np.full(1000, AP[run.method][run.seed]))
     write_results()
-    text = experiment_report.write_report(MATRIX, runs())
+    text = experiment_report.write_report(MATRIX, runs(), DOCS)
     assert "+3.0 [" in text
     written = Path("docs/results/toy.json").read_text()
     shutil.rmtree("output")
-    assert experiment_report.write_report(MATRIX, runs()) == text
+    assert experiment_report.write_report(MATRIX, runs(), DOCS) == text
     assert Path("docs/results/toy.json").read_text() == written
     # but not for runs of other commands
     with pytest.raises(UserError, match="no run of the matrix toy is done"):
-        experiment_report.write_report(MATRIX, [replace(run, iterations=11) for run in runs()])
+        experiment_report.write_report(MATRIX, [replace(run, iterations=11) for run in runs()], DOCS)
 
 
 def test_new_methods_are_compared_with_runs_that_are_gone(project, monkeypatch):
     ap = AP | dict(balance=[16.0, 17.0])
     monkeypatch.setattr(experiment_report, "resample", lambda run: np.full(1000, ap[run.method][run.seed]))
     write_results()
-    experiment_report.write_report(MATRIX, runs())
+    experiment_report.write_report(MATRIX, runs(), DOCS)
     shutil.rmtree("output")
     matrix = MATRIX | dict(methods=dict(clockdistill=[], balance=[]))
     new = [run for run in runs(matrix) if run.method == "balance"]
     experiments.execute(new, jobs=2)
     for run in new:
         (run.folder / "results.json").write_text(json.dumps(dict(bbox=dict(AP=ap["balance"][run.seed]))))
-    rows = table_rows(experiment_report.write_report(matrix, runs(matrix)))
+    rows = table_rows(experiment_report.write_report(matrix, runs(matrix), DOCS))
     assert rows[3][-2:] == ["+3.0 [+1.0, +5.0]", ""]
     assert rows[4][-2:] == ["+5.0 [+4.0, +6.0]", "-2.0 [-3.0, -1.0]"]
 
@@ -82,23 +83,44 @@ def test_new_methods_are_compared_with_runs_that_are_gone(project, monkeypatch):
 def test_a_repeated_run_replaces_its_earlier_results(project, monkeypatch):
     monkeypatch.setattr(experiment_report, "resample", lambda run: np.full(1000, AP[run.method][run.seed]))
     write_results()
-    experiment_report.write_report(MATRIX, runs())
+    experiment_report.write_report(MATRIX, runs(), DOCS)
     monkeypatch.setattr(experiment_report, "resample", lambda run: np.full(1000, 19.0))
     repeated = next(run for run in runs() if run.method == "clockdistill")
     (repeated.folder / "results.json").write_text(json.dumps(dict(bbox=dict(AP=19.0))))
-    rows = table_rows(experiment_report.write_report(MATRIX, runs()))
+    rows = table_rows(experiment_report.write_report(MATRIX, runs(), DOCS))
     assert rows[3][-2] == "+5.0 [+1.0, +9.0]"
 
 
-def test_report_needs_a_place_on_the_page(project, monkeypatch):
+def test_a_page_without_the_matrix_gets_its_tables_at_the_end(project, monkeypatch):
     write_results()
     monkeypatch.setattr(experiment_report, "resample", lambda run: np.zeros(2))
-    Path("docs/results.md").write_text("# Results\n")
-    with pytest.raises(
-        UserError, match=r"no place for the results: add the lines <!-- toy --> and <!-- end of toy -->"
-    ):
-        experiment_report.write_report(MATRIX, runs())
-    assert not Path("docs/results").exists()
+    (DOCS / "results.md").write_text("# Results\n\nThe end\n")
+    text = experiment_report.write_report(MATRIX, runs(), DOCS)
+    page = (DOCS / "results.md").read_text()
+    assert page.startswith(f"# Results\n\nThe end\n\n<!-- toy -->\n\n{text}\n\n![Toy](results/toy.png)")
+    assert page.endswith("\n\n<!-- end of toy -->\n")
+    experiment_report.write_report(MATRIX, runs(), DOCS)
+    assert (DOCS / "results.md").read_text() == page
+
+
+def test_matrices_outside_of_the_repository_have_a_report_of_their_own(project, tmp_path, monkeypatch):
+    """Also if it has the name of one in the repository."""
+    folder = tmp_path / "mine"
+    assert experiments.report_folder([MATRIX | dict(folder=str(folder))] * 2) == folder
+    assert experiments.report_folder([MATRIX | dict(folder=str(tmp_path / "tools/matrices"))]) == DOCS
+    with pytest.raises(UserError, match=r"one report cannot have matrices of .*mine and .*matrices: write one for each"):
+        experiments.report_folder([MATRIX | dict(folder=str(tmp_path / name)) for name in ("mine", "tools/matrices")])
+    before = (DOCS / "results.md").read_text()
+    write_results()
+    monkeypatch.setattr(experiment_report, "resample", lambda run: np.zeros(2))
+    matrix = MATRIX | dict(methods=dict(clockdistill=[], fitnets={}))
+    experiment_report.write_report(matrix, runs(), folder)
+    experiment_report.write_summary([matrix], folder)
+    page = (folder / "results.md").read_text()
+    assert page.index("<!-- summary -->\n\n| method") < page.index("<!-- toy -->\n\n**Toy, dino**")
+    assert sorted(path.name for path in (folder / "results").iterdir()) == ["toy.json", "toy.npz", "toy.png"]
+    assert (DOCS / "results.md").read_text() == before
+    assert not (DOCS / "results").exists()
 
 
 def test_summary_shows_gains_and_averages_leads_over_cells(project, monkeypatch):
@@ -115,8 +137,8 @@ def test_summary_shows_gains_and_averages_leads_over_cells(project, monkeypatch)
     for run in trained:
         metrics = dict(AP=ap[run.method][run.seed] + (run.cell == "dab_detr") * (run.method == "clockdistill"))
         (run.folder / "results.json").write_text(json.dumps(dict(bbox=metrics)))
-    experiment_report.write_report(matrix, trained)
-    rows = table_rows(experiment_report.write_summary([matrix]))
+    experiment_report.write_report(matrix, trained, DOCS)
+    rows = table_rows(experiment_report.write_summary([matrix], DOCS))
     assert rows[0] == ["method", "Toy, dino", "Toy, dab_detr"]
     # bold if no seed has a loss
     assert rows[2:5] == [
@@ -139,12 +161,12 @@ def test_summary_shows_gains_and_averages_leads_over_cells(project, monkeypatch)
     results = json.loads(written.read_text())
     results["differences"] = [d for d in results["differences"] if (d["cell"], d["method"]) != ("dino", "fitnets")]
     written.write_text(json.dumps(results))
-    rows = table_rows(experiment_report.write_summary([matrix]))
+    rows = table_rows(experiment_report.write_summary([matrix], DOCS))
     assert [row[0] for row in rows[2:5]] == ["clockdistill", "fitnets", "balance"]
     # nothing to summarize
     page = Path("docs/results.md").read_text()
-    assert experiment_report.write_summary([]) == ""
-    assert experiment_report.write_summary([matrix | dict(methods=dict(clockdistill=[], balance=[]))]) == ""
+    assert experiment_report.write_summary([], DOCS) == ""
+    assert experiment_report.write_summary([matrix | dict(methods=dict(clockdistill=[], balance=[]))], DOCS) == ""
     assert Path("docs/results.md").read_text() == page
 
 

@@ -60,7 +60,8 @@ def test_a_run_of_another_command_is_refused(project):
 @pytest.fixture
 def main(project, monkeypatch):
     """Call the script on the toy matrix in the working directory."""
-    (project / "toy.py").write_text(f"matrix = {MATRIX!r}")
+    matrix = {key: value for key, value in MATRIX.items() if key != "name"}
+    (project / "toy.py").write_text(f"matrix = {matrix!r}")
     monkeypatch.setattr(experiments, "ROOT", project)
     monkeypatch.setenv("DETECTRON2_DATASETS", "somewhere")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -134,7 +135,9 @@ def test_status_shows_ap_progress_and_what_is_missing(project):
 def test_only_selects_by_cell_method_and_seed():
     selected = experiments.select(runs(), [("method", "plain"), ("seed", "1"), ("seed", "0")])
     assert [(run.method, run.seed) for run in selected] == [("plain", 0), ("plain", 1)]
-    with pytest.raises(UserError, match="no run has method=fgd seed=0"):
+    with pytest.raises(
+        UserError, match="no run has method=fgd seed=0: method may be plain, clockdistill; seed may be 0, 1"
+    ):
         experiments.select(runs(), [("method", "fgd"), ("seed", "0")])
 
 

@@ -6,14 +6,16 @@ A matrix is a LazyConfig file with a dictionary `matrix`:
 - data: name of the output folder; matrices that share one share the runs with the same cell, method and seed.
 - seeds, iterations: of the students.
 - overrides (optional): of all runs.
-- methods: by name, losses as in `configs/common/methods.py`, or a list of overrides of the distillation config.
+- methods (optional): by name, losses as in `configs/common/methods.py`, or a list of overrides of the distillation
+  config; or a list of names of those in `tools/matrices/methods.py`. By default, all of these.
 - cells: by name, the configs `student` and `distilled` of a family. Optional are `teacher` (`config`, `iterations`,
   `seed`), which is trained first, and from which the students start; `methods` for this cell only; and the `iterations`
-  of this cell's students.
+  of this cell's students. Paths of configs are relative to `projects/CLoCKDistill/configs`.
 - tuning (optional): the cell, seed and four factors, in ascending order, with which `experiments.py tune` chooses the
   methods' weights, and `iterations` and `overrides` that differ from the runs'.
 """
 
+import copy
 import functools
 import itertools
 import json
@@ -33,15 +35,19 @@ from clockdistill.errors import UserError
 CONFIGS = "projects/CLoCKDistill/configs"
 TRAIN_NET = "projects/CLoCKDistill/train_net.py"
 OUTPUT = Path("output/experiments")
-FACTORS = Path("tools/matrices/factors.json")
+MATRICES = Path("tools/matrices")
+METHODS = MATRICES / "methods.py"
+FACTORS = MATRICES / "factors.json"
 RECORD = "run.json"
 
 PLAIN, TEACHER, FULL = "plain", "teacher", "clockdistill"
-KEYS = {"title", "data", "seeds", "iterations", "methods", "cells"}
+KEYS = {"title", "data", "seeds", "iterations", "cells"}
+OPTIONAL_KEYS = {"methods", "overrides", "tuning"}
 CELL_KEYS = {"student", "distilled"}
 OPTIONAL_CELL_KEYS = {"teacher", "methods", "iterations"}
 TEACHER_KEYS = {"config", "iterations", "seed"}
 TUNING_KEYS = {"cell", "seed", "factors"}
+OPTIONAL_TUNING_KEYS = {"iterations", "overrides"}
 NUM_FACTORS = 4
 WEIGHT = re.compile(r"alpha|beta|(\w+_)?weight")
 
@@ -76,7 +82,7 @@ class Run:
     def arguments(self) -> list[str]:
         """Arguments of `train_net.py`."""
         return [
-            *("--config-file", f"{CONFIGS}/{self.config}", "--resume", *self.overrides),
+            *("--config-file", path_of(self.config), "--resume", *self.overrides),
             *(f"train.seed={self.seed}", f"train.max_iter={self.iterations}", "train.eval_period=0"),
             f"train.output_dir={self.folder}",
         ]
@@ -123,32 +129,53 @@ def read_json(path: Path) -> dict:
 
 @functools.cache
 def load_matrix(path: str) -> dict:
-    """Load a matrix, with its `name`.
+    """Load a matrix, with its `name` and `folder`.
 
     Raises:
-        UserError: the file does not exist, does not execute, or lacks a key.
+        UserError: the file does not exist or does not execute, or a key is missing or unknown.
     """
+    if not Path(path).is_file():
+        raise UserError(f"matrix {path} does not exist: see {MATRICES} for examples")
     matrix = execute_config(path).get("matrix")
     if matrix is None:
-        raise UserError(f"{path} has no `matrix`: see tools/matrices for examples")
-    require(path, "matrix", matrix, KEYS)
+        raise UserError(f"{path} has no `matrix`: see {MATRICES} for examples")
+    require(path, "matrix", matrix, KEYS, OPTIONAL_KEYS)
     for cell, configs in matrix.cells.items():
         require(path, f"matrix.cells.{cell}", configs, CELL_KEYS, OPTIONAL_CELL_KEYS)
         if "teacher" in configs:
             require(path, f"matrix.cells.{cell}.teacher", configs.teacher, TEACHER_KEYS, set())
     if "tuning" in matrix:
-        require(path, "matrix.tuning", matrix.tuning, TUNING_KEYS)
+        require(path, "matrix.tuning", matrix.tuning, TUNING_KEYS, OPTIONAL_TUNING_KEYS)
         if len(matrix.tuning.factors) != NUM_FACTORS:
             raise UserError(f"{path} has {len(matrix.tuning.factors)} matrix.tuning.factors: give {NUM_FACTORS}")
     # references in the methods are to the runs' configs
-    return OmegaConf.to_container(matrix, resolve=False) | {"name": Path(path).stem}
+    matrix = OmegaConf.to_container(matrix, resolve=False)
+    methods = matrix.get("methods")
+    if not isinstance(methods, dict):
+        known = OmegaConf.to_container(execute_config(str(METHODS)).methods, resolve=False)
+        if unknown := sorted(set(methods or ()) - known.keys()):
+            raise UserError(f"{path} has an unknown method {unknown[0]}: choose from {', '.join(known)}")
+        matrix["methods"] = known if methods is None else {name: known[name] for name in methods}
+    return matrix | {"name": Path(path).stem, "folder": str(Path(path).absolute().parent)}
 
 
-def require(path: str, name: str, section: DictConfig, keys: set[str], optional: set[str] | None = None) -> None:
-    """Raise a `UserError` unless a section of a matrix has these keys and, if given, only `optional` ones besides."""
+def check_runs(runs: Sequence[Run]) -> None:
+    """Raise a `UserError` if a config does not exist, or an override sets an unknown key."""
+    checked = set()
+    for run in runs:
+        if (run.config, run.overrides) not in checked:
+            checked.add((run.config, run.overrides))
+            try:
+                apply_overrides(load(run.config), run.overrides)
+            except UserError as error:
+                raise UserError(f"{run}: {error}") from error
+
+
+def require(path: str, name: str, section: DictConfig, keys: set[str], optional: set[str]) -> None:
+    """Raise a `UserError` unless a section of a matrix has these keys and, besides, only optional ones."""
     if missing := sorted(keys - section.keys()):
-        raise UserError(f"{path} has no {name}.{missing[0]}: see tools/matrices for examples")
-    if optional is not None and (unknown := sorted(section.keys() - keys - optional)):
+        raise UserError(f"{path} has no {name}.{missing[0]}: see {MATRICES} for examples")
+    if unknown := sorted(section.keys() - keys - optional):
         raise UserError(f"{path} has an unknown key {name}.{unknown[0]}: choose {', '.join(sorted(keys | optional))}")
 
 
@@ -253,8 +280,17 @@ def with_teachers(runs: Sequence[Run]) -> list[Run]:
     return list(dict.fromkeys(run for student in runs for run in (student.teacher, student) if run))
 
 
+def path_of(config: str) -> str:
+    return str(Path(CONFIGS) / config)
+
+
 def load(config: str) -> DictConfig:
-    return execute_config(f"{CONFIGS}/{config}")
+    return copy.deepcopy(execute(path_of(config)))
+
+
+@functools.cache
+def execute(path: str) -> DictConfig:
+    return execute_config(path)
 
 
 def weights_of(distillation: DictConfig) -> Iterator[tuple[str, float]]:

@@ -16,23 +16,23 @@ from clockdistill.evaluation.bootstrap import match_detections, resampled_ap
 from clockdistill.evaluation.results import write_json
 from experiment_matrix import FULL, PLAIN, TEACHER, Run, methods_of, read_json, with_teachers
 
-PAGE = Path("docs/results.md")
-RESULTS = Path("docs/results")
+PAGE = "results.md"
+RESULTS = "results"
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 RESAMPLES = 1000
 CONFIDENCE = 95  # percent
 
 
-def write_report(matrix: dict, runs: Sequence[Run]) -> str:
-    """Write the results of a matrix to `docs/results`, and its tables to `docs/results.md`; return the tables.
+def write_report(matrix: dict, runs: Sequence[Run], folder: Path) -> str:
+    """Write the results of a matrix to `results` in a folder, and its tables to `results.md` there; return the tables.
 
     There are a JSON file, a chart, and an `.npz` file with each student's AP on resampled images. Results of runs whose
     folders are gone are taken from the files of an earlier report.
 
     Raises:
-        UserError: there are no results, or the page has no place for them.
+        UserError: there are no results.
     """
-    path = RESULTS / f"{matrix['name']}.json"
+    path = folder / RESULTS / f"{matrix['name']}.json"
     old = read_json(path) if path.is_file() else dict(runs=[], differences=[])
     written = {key_of(r["cell"], r["method"], r["seed"]): r for r in old["runs"]}
     old_samples, samples = read_samples(path.with_suffix(".npz")), {}
@@ -51,14 +51,12 @@ def write_report(matrix: dict, runs: Sequence[Run]) -> str:
     if not results:
         raise UserError(f"no run of the matrix {matrix['name']} is done: start them with experiments.py run")
     differences = [d for cell in matrix["cells"] for d in cell_differences(results, cell, samples, old["differences"])]
-    text, chart = tables(matrix, results, differences), RESULTS / f"{matrix['name']}.png"
-    picture = f"![{matrix['title']}]({RESULTS.name}/{chart.name})"
-    page = insert(PAGE.read_text(encoding="utf-8"), matrix["name"], f"{text}\n\n{picture}")
+    text, chart = tables(matrix, results, differences), path.with_suffix(".png")
     write_json(dict(matrix=matrix["name"], runs=results, differences=differences), path)
     if samples:
         np.savez_compressed(path.with_suffix(".npz"), **samples)
     plot_bars(matrix, results, chart)
-    PAGE.write_text(page, encoding="utf-8")
+    insert(folder / PAGE, matrix["name"], f"{text}\n\n![{matrix['title']}]({RESULTS}/{chart.name})")
     return text
 
 
@@ -156,7 +154,7 @@ def bootstrap_difference(method: np.ndarray, baseline: np.ndarray) -> dict:
     return dict(interval=np.nanpercentile(means, [tail, 100 - tail]).tolist(), deviation=float(np.nanstd(means)))
 
 
-def write_summary(matrices: Sequence[dict]) -> str:
+def write_summary(matrices: Sequence[dict], folder: Path) -> str:
     """Write two tables to the page: each method's gain by cell, and CLoCKDistill's average lead over each.
 
     A gain over the plain student is bold if its interval excludes zero. Variants of CLoCKDistill are left out of the
@@ -167,7 +165,7 @@ def write_summary(matrices: Sequence[dict]) -> str:
     gains: dict[str, dict[str, str]] = {method: {} for matrix in matrices for method in matrix["methods"]}
     leads: dict[str, list[dict]] = {}
     for matrix in matrices:
-        for d in read_json(RESULTS / f"{matrix['name']}.json")["differences"]:
+        for d in read_json(folder / RESULTS / f"{matrix['name']}.json")["differences"]:
             if d["baseline"] == PLAIN:
                 gains.setdefault(d["method"], {})[f"{matrix['title']}, {d['cell']}"] = short_gain(d)
             method = methods_of(matrix, d["cell"]).get(d["baseline"])
@@ -180,7 +178,7 @@ def write_summary(matrices: Sequence[dict]) -> str:
     averages = [[method, len(found), gain(average(found))] for method, found in leads.items()]
     headers = ["method", "cells", f"{FULL} minus it, in AP [{CONFIDENCE}%]"]
     text = f"{markdown(rows, ['method', *cells])}\n\n{markdown(averages, headers)}"
-    PAGE.write_text(insert(PAGE.read_text(encoding="utf-8"), "summary", text), encoding="utf-8")
+    insert(folder / PAGE, "summary", text)
     return text
 
 
@@ -254,18 +252,20 @@ def markdown(rows: Sequence[Sequence], headers: Sequence[str]) -> str:
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=alignment)
 
 
-def insert(page: str, name: str, text: str) -> str:
-    """Replace what is between the comments `<!-- NAME -->` and `<!-- end of NAME -->`.
+def insert(path: Path, name: str, text: str) -> None:
+    """Replace what is between the comments `<!-- NAME -->` and `<!-- end of NAME -->` of a page.
 
-    Raises:
-        UserError: they are not there.
+    A page without these comments gets them at its end, and a new one a place for the summary first.
     """
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    page = (
+        path.read_text(encoding="utf-8") if path.is_file() else "# Results\n\n<!-- summary --><!-- end of summary -->\n"
+    )
     before, found, rest = page.partition(start)
     _, found_end, after = rest.partition(end)
     if not (found and found_end):
-        raise UserError(f"{PAGE} has no place for the results: add the lines {start} and {end}")
-    return f"{before}{start}\n\n{text}\n\n{end}{after}"
+        before, after = f"{page.rstrip()}\n\n", "\n"
+    path.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def plot_bars(matrix: dict, results: Sequence[dict], path: Path) -> None:

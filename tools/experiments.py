@@ -4,10 +4,11 @@
 tools/experiments.py run tools/matrices/street.py --jobs 2                  train missing runs, resume stopped ones
 tools/experiments.py run tools/matrices/street.py --only method=fgd seed=0  only some of them
 tools/experiments.py status tools/matrices/street.py                        AP of finished runs, and the time left
-tools/experiments.py report tools/matrices/street.py                        tables in docs/results.md, JSON and chart
+tools/experiments.py report tools/matrices/street.py                        write tables, JSON and a chart
 tools/experiments.py tune tools/matrices/street.py                          choose each method's weights
 
-Each run is one call of train_net.py, in output/experiments. As in training, datasets are in $DETECTRON2_DATASETS.
+Each run is one call of train_net.py, in output/experiments. As in training, datasets are in $DETECTRON2_DATASETS. A
+report is docs/results.md for matrices in tools/matrices, and results.md next to the file for any other.
 """
 
 import argparse
@@ -28,16 +29,18 @@ from clockdistill.errors import UserError
 from clockdistill.evaluation.results import write_json
 from experiment_matrix import (
     FACTORS,
+    MATRICES,
     RECORD,
     TRAIN_NET,
     Run,
+    check_runs,
     load_matrix,
     read_json,
     runs_of,
     tuning_runs,
     with_teachers,
 )
-from experiment_report import write_report, write_summary
+from experiment_report import PAGE, write_report, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSOLE = "console.txt"  # what train_net.py prints
@@ -70,6 +73,7 @@ def execute(runs: Sequence[Run], jobs: int) -> list[Run]:
             for run in [run for run in waiting if run.teacher in failed]:
                 waiting.remove(run)
                 failed.append(run)
+                announce(f"{run}: not started, because its teacher failed")
             ready = [run for run in waiting if not run.teacher or run.teacher.is_done]
             for run in ready[: jobs - len(running)]:
                 waiting.remove(run)
@@ -103,7 +107,7 @@ def start(run: Run, jobs: int, commit: str) -> subprocess.Popen:
             [sys.executable, TRAIN_NET, *run.arguments],
             stdout=console,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            env={"OMP_NUM_THREADS": str(threads)} | os.environ,
             start_new_session=True,  # Ctrl-C reaches this process alone, which stops the runs
         )
 
@@ -215,7 +219,9 @@ def select(runs: Sequence[Run], only: Sequence[tuple[str, str]]) -> list[Run]:
     selected = [run for run in runs if all(matches(run, key) for key, _ in only)]
     if not selected:
         wanted = " ".join(map("=".join, only))
-        raise UserError(f"no run has {wanted}: experiments.py status lists the runs of a matrix")
+        known = {key: ", ".join(dict.fromkeys(str(getattr(run, key)) for run in runs)) for key, _ in only}
+        choices = "; ".join(f"{key} may be {values}" for key, values in known.items())
+        raise UserError(f"no run has {wanted}: {choices}")
     return selected
 
 
@@ -227,12 +233,26 @@ def condition(text: str) -> tuple[str, str]:
     return parts[1], parts[2]
 
 
+def report_folder(matrices: Sequence[dict]) -> Path:
+    """Return the folder for the results of matrices: `docs` for those in `tools/matrices`, else that of their files.
+
+    Raises:
+        UserError: the matrices are in different folders.
+    """
+    folders = list(dict.fromkeys(Path(matrix["folder"]) for matrix in matrices))
+    if len(folders) > 1:
+        raise UserError(f"one report cannot have matrices of {folders[0]} and {folders[1]}: write one for each")
+    return Path("docs") if folders == [MATRICES.absolute()] else folders[0]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="run | status | report | tune")
     for name in ("run", "status", "report", "tune"):
         command = commands.add_parser(name)
-        command.add_argument("matrices", nargs="+", type=Path, metavar="MATRIX", help="file in tools/matrices")
+        command.add_argument(
+            "matrices", nargs="+", type=Path, metavar="MATRIX", help="file such as those in tools/matrices"
+        )
         if name != "report":
             command.add_argument("--jobs", type=natural, default=2, help="runs at a time (default: %(default)s)")
             command.add_argument(
@@ -257,15 +277,18 @@ def act(args: argparse.Namespace, matrices: Sequence[dict]) -> int:
     """Carry out a command and return the exit status."""
     factors = {method: chosen["factor"] for method, chosen in read_factors().items()}
     if args.command == "report":
+        folder = report_folder(matrices)
         for matrix in matrices:
-            print(write_report(matrix, runs_of(matrix, factors)), end="\n\n")
-        print(write_summary(matrices))
+            print(write_report(matrix, runs_of(matrix, factors), folder), end="\n\n")
+        print(f"{write_summary(matrices, folder)}\n\nreport: {folder / PAGE}")
         return 0
     tuning = args.command == "tune"
     runs = [run for matrix in matrices for run in (tuning_runs(matrix) if tuning else runs_of(matrix, factors))]
     runs = select(runs, args.only)
+    check_runs(with_teachers(runs))
     if args.command == "status":
-        print(f"{status_table(with_teachers(runs))}\n\n{len(runs)} runs{left(with_teachers(runs), args.jobs)}")
+        runs = with_teachers(runs)
+        print(f"{status_table(runs)}\n\n{len(runs)} runs{left(runs, args.jobs)}")
         return 0
     if failed := (tune if tuning else execute)(runs, args.jobs):
         print("error: these runs failed: " + ", ".join(map(str, failed)), file=sys.stderr)
