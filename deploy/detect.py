@@ -92,7 +92,7 @@ def read_images(files):
             frame = 0 if frame is None else frame + 1
             yield f"camera{file}" if is_camera else file.name, frame, video.get(cv2.CAP_PROP_FPS) or 25.0, image
         if frame is None:
-            sys.exit(f"error: {file} is neither an image nor a video nor the number of a camera: give another input")
+            sys.exit(f"error: {file} does not exist, or is no image, video or camera index: give another input")
 
 
 def main():

@@ -108,7 +108,7 @@ def test_matrices_outside_of_the_repository_have_a_report_of_their_own(project, 
     folder = tmp_path / "mine"
     assert experiments.report_folder([MATRIX | dict(folder=str(folder))] * 2) == folder
     assert experiments.report_folder([MATRIX | dict(folder=str(tmp_path / "tools/matrices"))]) == DOCS
-    with pytest.raises(UserError, match=r"one report cannot have matrices of .*mine and .*matrices: write one for each"):
+    with pytest.raises(UserError, match=r"one report cannot have matrices of .*mine and .*matrices: "):
         experiments.report_folder([MATRIX | dict(folder=str(tmp_path / name)) for name in ("mine", "tools/matrices")])
     before = (DOCS / "results.md").read_text()
     write_results()

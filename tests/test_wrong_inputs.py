@@ -129,6 +129,10 @@ OVERRIDES = {
     "list for a number": (["train.max_iter=[1,2]"], r"train\.max_iter cannot be \[1, 2\]: it must be an integer"),
     "number for a group": (["model.encoder=3"], "model.encoder cannot be 3: it must be a group"),
     "unknown dataset": (["dataloader.test.dataset.names=streets"], "streets is not in Detectron2's catalog"),
+    "path without a prefix": (
+        ["dataloader.test.dataset.names=val.json"],
+        r"val\.json is not in Detectron2's catalog: write dataloader\.test\.dataset\.names=coco:val\.json",
+    ),
     "no training data": (["dataloader.train=null"], "the config has no dataloader.train: import one"),
     "unresolved reference": (["train.seed='${oc.env:NOPE}'"], "NOPE"),
     "unresolved reference in the model": (["model.num_queries='${nothing}'"], "model: .*nothing"),
@@ -151,11 +155,14 @@ DISTILLATION_OVERRIDES = {
     ),
     "embedding": (["distillation.embedding=best"], "choose one of denoising, calibrated, random"),
     "feature": (["distillation.losses.memory.feature=pixels"], "choose memory or backbone"),
-    "no teacher": (["distillation.teacher.checkpoint=nowhere.pth"], r"nowhere\.pth does not exist"),
+    "no teacher": (
+        ["distillation.teacher.checkpoint=nowhere.pth"],
+        r"teacher checkpoint nowhere\.pth does not exist: train the teacher first, or set distillation",
+    ),
     "no path": (["distillation.teacher.checkpoint=''"], r"set distillation\.teacher\.checkpoint=PATH"),
     "no teacher's config": (["distillation.teacher.config=nowhere.py"], r"config file nowhere\.py does not exist"),
     "config without model": (["distillation.teacher.config=EMPTY"], "has no `model`"),
-    "other teacher": (["distillation.teacher.config=SMALL"], "does not set|leaves"),
+    "other teacher": (["distillation.teacher.config=SMALL"], "does not set|does not have"),
     "teacher's classes in another order": (
         ["distillation.teacher.checkpoint=MOVED"],
         r"class 0 of the dataset .* is Car, which is class 1 of the teacher",

@@ -182,6 +182,13 @@ def run_check(monkeypatch, capsys, *names):
     return status, printed.out + printed.err
 
 
+def test_a_missing_folder_of_images_is_one_fault(root, monkeypatch, capsys):
+    status, printed = run_check(monkeypatch, capsys, f"coco:{root}/train.json:{root}/nowhere")
+    assert status == 1
+    assert printed.count("does not exist") == 1
+    assert f"the images' folder {root}/nowhere does not exist; name it, as in coco:FILE.json:FOLDER" in printed
+
+
 @pytest.mark.parametrize("kind", ["kitti", "coco"])
 def test_a_valid_data_set_passes_the_check(root, monkeypatch, capsys, kind):
     status, printed = run_check(monkeypatch, capsys, name_of(root, kind))

@@ -23,7 +23,7 @@ from clockdistill.engine.checkpoint import inference_metadata, save_atomically
 from clockdistill.errors import UserError
 from clockdistill.modeling import build_resnet
 from clockdistill.modeling.weights import load_weights
-from helpers.models import CONFIGS
+from helpers.models import CONFIGS, tiny
 from helpers.toy import ToyDetector, run_toy, toy_config
 
 
@@ -238,6 +238,15 @@ def test_mismatches_are_reported(tmp_path, caplog, monkeypatch):
     torch.testing.assert_close(model.backbone[0].weight.data, weights["backbone.0.weight"])
     with pytest.raises(UserError, match="does not set 2 parameters"):
         load_weights(model, str(tmp_path / "other.pth"), strict=True)
+
+
+def test_the_number_of_classes_in_the_checkpoint_is_named(tmp_path):
+    names = ["car", "van", "bus", "tram", "bike", "dog"]
+    torch.save({"model": tiny(num_classes=6).state_dict(), "metadata": {"class_names": names}}, tmp_path / "six.pth")
+    with pytest.raises(
+        UserError, match=r"six\.pth has 6 classes \(car, van, bus, tram, bike, …\) and the model 3: set"
+    ):
+        load_weights(tiny(num_classes=3), str(tmp_path / "six.pth"), strict=True)
 
 
 class WithBackbone(nn.Module):

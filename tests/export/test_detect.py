@@ -89,9 +89,9 @@ def test_images_and_videos(folder):
         ("model.pth", "photos", "model.pth is not an exported model"),
         ("foreign.onnx", "photos", "foreign.onnx cannot be opened"),
         ("bare.onnx", "photos", "bare.onnx has no metadata"),
-        ("model.onnx", "notes.mp4", "notes.mp4 is neither an image nor a video"),
-        ("model.onnx", "torn.png", "torn.png is neither an image nor a video"),
-        ("model.onnx", "nowhere", "nowhere is neither an image nor a video"),
+        ("model.onnx", "notes.mp4", "notes.mp4 does not exist, or is no image, video or camera index"),
+        ("model.onnx", "torn.png", "torn.png does not exist, or is no image, video or camera index"),
+        ("model.onnx", "nowhere", "nowhere does not exist, or is no image, video or camera index"),
     ],
 )
 def test_wrong_files_are_named_in_one_sentence(folder, model, source, sentence):

@@ -33,7 +33,8 @@ def execute_config(path: str) -> DictConfig:
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         place = f"{path}, line {lines[-1]}," if lines else path
-        raise UserError(f"config file {place} does not execute: {type(error).__name__}: {error}") from error
+        reason = next(iter(str(error).splitlines()), "")  # omegaconf adds lines for debugging
+        raise UserError(f"config file {place} does not execute: {type(error).__name__}: {reason}") from error
 
 
 def build(node: Any, key: str) -> Any:

@@ -138,7 +138,10 @@ def image_faults(json_file: Path, records: Collection[dict], decode: bool) -> It
     paths = {Path(record["file_name"]): record for record in records}
     folders = {folder: list_folder(folder) for folder in {path.parent for path in paths}}
     present = [path for path in paths if path.name in folders[path.parent]]
-    for path in sorted(paths.keys() - set(present)):
+    absent = {folder for folder in folders if not folder.is_dir()}
+    for folder in sorted(absent):
+        yield Fault(f"{json_file}: the images' folder {folder} does not exist; name it, as in coco:FILE.json:FOLDER")
+    for path in sorted(path for path in paths.keys() - set(present) if path.parent not in absent):
         yield Fault(f"{json_file}: image {path} does not exist; add it, or remove it from the file")
     for path, size in measure_images(present, decode).items():
         record = paths[path]

@@ -1,5 +1,6 @@
 """The frozen teacher, and the levels that its memory shares with the student's."""
 
+import os
 from collections.abc import Sequence
 
 from ..config_file import build, execute_config
@@ -20,6 +21,11 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> tuple[Detec
     """
     if not checkpoint:
         raise UserError("no teacher checkpoint is given: set distillation.teacher.checkpoint=PATH")
+    if "://" not in checkpoint and not os.path.isfile(checkpoint):
+        raise UserError(
+            f"teacher checkpoint {checkpoint} does not exist: train the teacher first, or set "
+            "distillation.teacher.checkpoint to its weights"
+        )
     if not config:
         raise UserError("no teacher config is given: set distillation.teacher.config=PATH")
     cfg = execute_config(config)

@@ -34,6 +34,12 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     model_classes = cfg.model.get("num_classes", None)
     for dataset, classes in dataset_classes(cfg, name).items():
         if None not in (classes, model_classes) and len(classes) != model_classes:
+            for other, others in dataset_classes(cfg, "train").items():
+                if name == "test" and others is not None and len(others) == model_classes:
+                    raise UserError(
+                        f"{dataset} has {len(classes)} classes and {other} {model_classes}: give both files the same "
+                        "categories"
+                    )
             raise UserError(
                 f"{dataset} has {len(classes)} classes and the model {model_classes}: set "
                 f"model.num_classes={len(classes)}"
@@ -92,10 +98,10 @@ def reading_data(cfg: DictConfig, name: str) -> Iterator[None]:
         unknown = [n for n in names if n not in DatasetCatalog.list()]
         if not unknown:
             raise
-        raise MissingDataset(
-            f"{unknown[0]} is not in Detectron2's catalog: register it, or set dataloader.{name}.dataset.names to "
-            "another dataset"
-        ) from error
+        fix = f"register it, or set dataloader.{name}.dataset.names to another dataset"
+        if unknown[0].endswith(".json"):
+            fix = f"write dataloader.{name}.dataset.names=coco:{unknown[0]}"
+        raise MissingDataset(f"{unknown[0]} is not in Detectron2's catalog: {fix}") from error
 
 
 def reading_policy(cfg: DictConfig) -> ReadingPolicy:

@@ -177,6 +177,13 @@ class WeightLoader(DetectionCheckpointer):
                 f"{broken[0]}: use a checkpoint from before the training diverged"
             )
         if strict and self.report is not None and (fault := self.report.fault()):
+            names, count = metadata_of(extra).get("class_names"), getattr(self.model, "num_classes", None)
+            if names and count is not None and len(names) != count:
+                some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+                raise UserError(
+                    f"checkpoint {path} has {len(names)} classes ({some}) and the model {count}: set "
+                    f"model.num_classes={len(names)}"
+                )
             raise UserError(f"checkpoint {path} {fault}: use a checkpoint that was trained with this model config")
         return extra
 
