@@ -34,15 +34,10 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     model_classes = cfg.model.get("num_classes", None)
     for dataset, classes in dataset_classes(cfg, name).items():
         if None not in (classes, model_classes) and len(classes) != model_classes:
-            for other, others in dataset_classes(cfg, "train").items():
-                if name == "test" and others is not None and len(others) == model_classes:
-                    raise UserError(
-                        f"{dataset} has {len(classes)} classes and {other} {model_classes}: give both files the same "
-                        "categories"
-                    )
+            other = {"train": "test", "test": "training"}[name]
             raise UserError(
                 f"{dataset} has {len(classes)} classes and the model {model_classes}: set "
-                f"model.num_classes={len(classes)}"
+                f"model.num_classes={len(classes)}, with the same categories in the {other} data"
             )
     return loader
 
