@@ -1,6 +1,6 @@
 """All methods on photographs of blood cells, evaluated on the validation set."""
 
-from .methods import methods
+from .methods import methods, no_masks, with_hint
 
 matrix = dict(
     title="Blood cells",
@@ -18,6 +18,7 @@ matrix = dict(
             teacher=dict(config="dino/dino_r18_small_custom.py", iterations=800, seed=0),
             student="dino/dino_r18_tiny_custom.py",
             distilled="dino/dino_r18_small_to_tiny_custom.py",
+            methods={"no masks": no_masks, "with hint": with_hint},
         ),
     ),
 )
