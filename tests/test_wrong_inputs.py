@@ -109,7 +109,7 @@ OVERRIDES = {
     ),
     "two test sets": (
         ["dataloader.test.dataset.names=[kitti:ROOT:train:Car,kitti:ROOT:train:Van]"],
-        "dataloader.test.dataset.names has 2 datasets: evaluate on one of them",
+        "dataloader.test.dataset.names is a list, but a model is evaluated on one dataset at a time",
     ),
     "levels": (["model.neck.num_levels=7"], "model.neck.num_levels cannot be 7: it must be 3, as in the encoder"),
     "unused stage": (
@@ -129,6 +129,7 @@ OVERRIDES = {
     "list for a number": (["train.max_iter=[1,2]"], r"train\.max_iter cannot be \[1, 2\]: it must be an integer"),
     "number for a group": (["model.encoder=3"], "model.encoder cannot be 3: it must be a group"),
     "unknown dataset": (["dataloader.test.dataset.names=streets"], "streets is not in Detectron2's catalog"),
+    "names that are no text": (["dataloader.train.dataset.names=[1]"], r"names cannot be '\[1\]': it must be text"),
     "path without a prefix": (
         ["dataloader.test.dataset.names=val.json"],
         r"val\.json is not in Detectron2's catalog: write dataloader\.test\.dataset\.names=coco:val\.json",

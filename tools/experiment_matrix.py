@@ -152,11 +152,13 @@ def load_matrix(path: str) -> dict:
     matrix = OmegaConf.to_container(matrix, resolve=False)
     methods = matrix.get("methods")
     if not isinstance(methods, dict):
+        if not isinstance(methods, list | None):
+            raise UserError(f"{path} has matrix.methods={methods!r}: give a dictionary or a list of names")
         known = OmegaConf.to_container(execute_config(str(METHODS)).methods, resolve=False)
         if unknown := sorted(set(methods or ()) - known.keys()):
             raise UserError(f"{path} has an unknown method {unknown[0]}: choose from {', '.join(known)}")
         matrix["methods"] = known if methods is None else {name: known[name] for name in methods}
-    return matrix | {"name": Path(path).stem, "folder": str(Path(path).absolute().parent)}
+    return matrix | {"name": Path(path).stem, "folder": str(Path(path).resolve().parent)}
 
 
 def check_runs(runs: Sequence[Run]) -> None:

@@ -242,7 +242,7 @@ def report_folder(matrices: Sequence[dict]) -> Path:
     folders = list(dict.fromkeys(Path(matrix["folder"]) for matrix in matrices))
     if len(folders) > 1:
         raise UserError(f"one report cannot have matrices of {folders[0]} and {folders[1]}: write one for each")
-    return Path("docs") if folders == [MATRICES.absolute()] else folders[0]
+    return Path("docs") if folders == [MATRICES.resolve()] else folders[0]
 
 
 def main() -> int:

@@ -188,7 +188,11 @@ def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 
 def write_video(path: Path, pictures: Iterable[np.ndarray], frames_per_second: float) -> None:
-    """Write (H, W, 3) uint8 RGB pictures as an MP4 that plays even if making them is interrupted."""
+    """Write (H, W, 3) uint8 RGB pictures as an MP4 that plays even if making them is interrupted.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     writer = None
     try:
         for picture in pictures:

@@ -100,11 +100,22 @@ def test_the_size_is_that_of_the_file(tmp_path, log):
 
 
 def test_boxes_for_another_size_are_an_error(tmp_path):
-    """For images that were made smaller after they were annotated."""
-    name = make_coco(tmp_path, size=(2 * WIDTH, 2 * HEIGHT))
+    """For images that were cropped after they were annotated."""
+    name = make_coco(tmp_path, size=(2 * WIDTH, HEIGHT + 20))
     register_by_name(name)
     with pytest.raises(
-        UserError, match=r"annotation 1: box \(50, 40, 66, 50\) exceeds the 64x48 .* one of 128x96; scale"
+        UserError, match=r"annotation 1: box \(50, 40, 66, 50\) exceeds the 64x48 .* one of 128x68; scale"
+    ):
+        DatasetCatalog.get(name)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2])
+def test_images_that_were_resized_are_an_error(tmp_path, factor):
+    """Even if all boxes fit."""
+    name = make_coco(tmp_path, size=(round(factor * WIDTH) + 1, round(factor * HEIGHT)))
+    register_by_name(name)
+    with pytest.raises(
+        UserError, match=r"0\.png is 64x48, not \d+x\d+; scale its boxes and correct its width and height"
     ):
         DatasetCatalog.get(name)
 

@@ -74,7 +74,7 @@ def test_other_test_augmentations_are_left_to_the_config(caplog, monkeypatch, au
     mapper = {"augmentations": augmentations}
     cfg = OmegaConf.create({"dataloader": {"test": {"mapper": mapper}}}, flags={"allow_objects": True})
     assert inference_metadata(cfg) == {}
-    assert "Checkpoints do not store them" in caplog.text
+    assert "checkpoints and exported models can only store one" in caplog.text
 
 
 @pytest.mark.parametrize("metadata", [{}, {"class_names": ["cat"], "resize": None}])

@@ -26,7 +26,7 @@ def test_equal_renamed_and_unknown_classes_pass(classes):
 def test_other_names_are_warned_of(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("clockdistill"), "propagate", True)
     check_classes({"a": ["cat", "dog"], "b": ["cat", "person"]})
-    assert "1 classes of a have other names than those of b: class 1 is dog, or person" in caplog.text
+    assert "a and b differ in the names of 1 of their classes: number 1 is called dog and person" in caplog.text
 
 
 @pytest.mark.parametrize(

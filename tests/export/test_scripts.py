@@ -243,5 +243,5 @@ def test_resizing_determines_metadata_and_size(tmp_path):
         [T.ResizeShortestEdge((40, 50))],
         [T.ResizeShortestEdge(40)] * 2,
     ):
-        with pytest.raises(UserError, match="use one ResizeShortestEdge of a fixed size"):
+        with pytest.raises(UserError, match="only store one bilinear ResizeShortestEdge of a fixed size"):
             resize_rule(augmentations)

@@ -6,7 +6,7 @@ from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
 from clockdistill.engine.config import apply_overrides
-from clockdistill.errors import UserError
+from clockdistill.errors import InvalidValue, UserError
 from clockdistill.modeling import build_resnet
 from clockdistill.modeling.conversion import convert_state_dict
 from helpers.models import random_batch, tiny_config
@@ -60,6 +60,7 @@ FPN = {
     "in_features": ["res3", "res4", "res5"],
     "out_channels": 16,
 }
+STAGES = FPN["bottom_up"] | {"out_features": ["res2", "res3", "res4", "res5"]}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,28 @@ def test_detectron2_backbones_work_with_overrides_only(variant, backbone, featur
     with torch.no_grad():
         (output,) = model.eval()(random_batch(sizes=((60, 90),), counts=(1,)))
     assert len(output["instances"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("backbone", "features", "channels", "unused"),
+    [
+        (FPN | {"bottom_up": STAGES, "in_features": STAGES["out_features"]}, ["p3", "p4", "p5"], [16, 16, 16], "p2"),
+        (STAGES, ["res3", "res4"], [16, 32], "res5"),
+        (STAGES | {"out_features": ["res2", "res3", "res4"]}, ["res3", "res4"], [16, 32], None),
+    ],
+    ids=["a level of a pyramid", "a last stage", "an inner stage"],
+)
+def test_outputs_that_get_no_gradient_are_refused(backbone, features, channels, unused):
+    config = tiny_config("dino")
+    config.backbone = backbone
+    config.neck.update(in_features=features, in_channels=channels)
+    if unused is None:
+        model = instantiate(config)
+        sum(model(random_batch()).values()).backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    else:
+        with pytest.raises(InvalidValue, match=f"it must be a list with {unused} too, or remove these from"):
+            instantiate(config)
 
 
 def test_unknown_depths_and_dilated_basic_blocks_are_rejected():

@@ -45,6 +45,7 @@ def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[
         decode: decode every image rather than check only its header and end.
 
     Raises:
+        MissingDataset: the file or all folders of its images do not exist.
         UserError: the file is not in COCO's format, so that nothing in it can be checked.
     """
     content = read_json(json_file)
@@ -138,10 +139,11 @@ def image_faults(json_file: Path, records: Collection[dict], decode: bool) -> It
     paths = {Path(record["file_name"]): record for record in records}
     folders = {folder: list_folder(folder) for folder in {path.parent for path in paths}}
     present = [path for path in paths if path.name in folders[path.parent]]
-    absent = {folder for folder in folders if not folder.is_dir()}
-    for folder in sorted(absent):
-        yield Fault(f"{json_file}: the images' folder {folder} does not exist; name it, as in coco:FILE.json:FOLDER")
-    for path in sorted(path for path in paths.keys() - set(present) if path.parent not in absent):
+    if folders and not any(folder.is_dir() for folder in folders):
+        raise MissingDataset(
+            f"{json_file}: the images' folder {min(folders)} does not exist; name it, as in coco:FILE.json:FOLDER"
+        )
+    for path in sorted(paths.keys() - set(present)):
         yield Fault(f"{json_file}: image {path} does not exist; add it, or remove it from the file")
     for path, size in measure_images(present, decode).items():
         record = paths[path]
@@ -151,9 +153,17 @@ def image_faults(json_file: Path, records: Collection[dict], decode: bool) -> It
             where = f"{json_file}: image {path} is {size[0]}x{size[1]}, not {record['width']}x{record['height']}"
             if has_size_before_rotation(path, record):
                 yield Fault(f"{where}, because of its EXIF orientation; save it without one, as it was annotated")
+            elif is_scaled(size, (record["width"], record["height"])):
+                yield Fault(f"{where}; scale its boxes and correct its width and height")
             else:
                 yield Fault(f"{where}; correct its width and height", Repair.RESIZE)
             record["width"], record["height"] = size
+
+
+def is_scaled(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether two different sizes have the same aspect ratio, to within rounding, as after resizing an image."""
+    width, height = other
+    return abs(size[0] * height - size[1] * width) <= max(*size, *other)
 
 
 def has_size_before_rotation(path: Path, record: dict) -> bool:

@@ -77,7 +77,7 @@ def build_train_loader(
         aspect_ratio_grouping: do not mix images wider than high with others in a batch.
 
     Raises:
-        UserError: the batch cannot be divided among the processes.
+        UserError: the batch cannot be divided among the processes, or a record has no width and height to group it by.
     """
     world_size = comm.get_world_size()
     if total_batch_size % world_size:
@@ -87,7 +87,7 @@ def build_train_loader(
         seed = comm.shared_random_seed()
     if aspect_ratio_grouping and (unknown := next((r for r in dataset if not {"width", "height"} <= r.keys()), None)):
         raise UserError(
-            f"{unknown['file_name']} has no width and height in its dataset: add them to the records, or set "
+            f"{unknown.get('file_name')} has no width and height in its dataset: add them to the records, or set "
             "dataloader.train.aspect_ratio_grouping=False"
         )
     groups = [record["width"] > record["height"] if aspect_ratio_grouping else 0 for record in dataset]

@@ -54,8 +54,8 @@ def location_and_scale_weights(memory: Memory, targets: Targets) -> tuple[Tensor
 def resize_levels(tokens: Tensor, source: Tensor, target: Tensor, scales: Sequence[float]) -> Tensor:
     """Resize tokens (B, N, C) from level shapes `source` (levels, 2) to those of `target`, bilinearly.
 
-    Each level is resized by its scale. Two models may pad a batch differently at the right and bottom, so it is cut off
-    there, or continued by its last cells.
+    Each level is resized by its scale, the stride of `tokens` divided by that of the result. Two models may pad a batch
+    differently at the right and bottom, so it is cut off there, or continued by its last cells.
     """
     if torch.equal(source, target) and all(scale == 1 for scale in scales):
         return tokens

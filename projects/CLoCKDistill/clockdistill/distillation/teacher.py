@@ -17,7 +17,7 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> tuple[Detec
         checkpoint: path of its weights.
 
     Raises:
-        UserError: a file is missing, a parameter is not in the checkpoint, or the numbers of classes differ.
+        UserError: a file is missing, the checkpoint is of another model, or the numbers of classes differ.
     """
     if not checkpoint:
         raise UserError("no teacher checkpoint is given: set distillation.teacher.checkpoint=PATH")

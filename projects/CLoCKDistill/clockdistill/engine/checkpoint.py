@@ -49,7 +49,7 @@ def inference_metadata(cfg: DictConfig) -> dict[str, Any]:
         try:
             metadata["resize"] = resize_rule(instantiate(augmentations))
         except UserError as error:
-            logger.warning(f"{error}. Checkpoints do not store them: predict.py will use those of its config.")
+            logger.warning(f"{error}; until then, predict.py uses those of its config")
     return metadata
 
 
@@ -69,8 +69,8 @@ def resize_rule(augmentations: Sequence[T.Augmentation]) -> dict[str, int] | Non
         or resize.interp != Image.BILINEAR
     ):
         raise UserError(
-            "dataloader.test.mapper.augmentations are not supported outside of training and evaluation: use one "
-            "ResizeShortestEdge of a fixed size, with bilinear interpolation, or none"
+            "checkpoints and exported models can only store one bilinear ResizeShortestEdge of a fixed size, or no "
+            "augmentation: change dataloader.test.mapper.augmentations"
         )
     return dict(short_edge_length=int(resize.short_edge_length[0]), max_size=int(min(resize.max_size, 2**31 - 1)))
 

@@ -162,7 +162,7 @@ def _cast(key: str, old: Any, value: Any, text: str) -> Any:
     is_reference = isinstance(value, str) and value.startswith("${")
     if old is None or value is None or is_reference:
         return value
-    if key.endswith("dataset.names") and isinstance(value, list):
+    if key.endswith("dataset.names") and value and isinstance(value, list) and all(isinstance(v, str) for v in value):
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits, expected = True, ""

@@ -25,9 +25,9 @@ def build_loader(cfg: DictConfig, name: str) -> Iterable:
     """
     if cfg.dataloader.get(name) is None:
         raise UserError(f"the config has no dataloader.{name}: import one from configs/common/data")
-    if name == "test" and len(names := dataset_names(cfg, name)) > 1:
+    if name == "test" and OmegaConf.is_list(OmegaConf.select(cfg, "dataloader.test.dataset.names")):
         raise UserError(
-            f"dataloader.test.dataset.names has {len(names)} datasets: evaluate on one of them, or on a file with all"
+            "dataloader.test.dataset.names is a list, but a model is evaluated on one dataset at a time: name one"
         )
     with reading_data(cfg, name):
         loader = build(cfg.dataloader[name], f"dataloader.{name}")
@@ -72,7 +72,7 @@ def load_records(cfg: DictConfig, name: str) -> list[dict]:
         UserError: the data are wrong or empty.
     """
     if OmegaConf.select(cfg, f"dataloader.{name}.dataset") is None:
-        raise MissingDataset(f"the config has no dataloader.{name}: import one from configs/common/data")
+        raise MissingDataset(f"the config has no dataloader.{name}.dataset: import one from configs/common/data")
     with reading_data(cfg, name):
         return build(cfg.dataloader[name].dataset, f"dataloader.{name}.dataset")
 
@@ -138,6 +138,6 @@ def check_classes(classes: Mapping[str, Sequence[str] | None]) -> None:
         if renamed:
             number, (name, other) = renamed[0]
             logger.warning(
-                f"{len(renamed)} classes of {first} have other names than those of {second}: class {number} is {name}, "
-                f"or {other}. If these are not the same objects, use other data, or another model."
+                f"{first} and {second} differ in the names of {len(renamed)} of their classes: number {number} is "
+                f"called {name} and {other}. If these are not the same objects, use other data or another model."
             )

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import distributed, nn
 
 from ..config_file import build
+from ..data.loader import TrainLoader
 from ..distillation import DistillationHook
 from ..errors import UserError
 from ..evaluation.results import write_json
@@ -183,7 +184,7 @@ def build_trainer(resume: bool, cfg: DictConfig, stop: StopHook, stack: contextl
         done = f"{trainer.start_iter} of train.max_iter={cfg.train.max_iter}"
         logger.info(f"Nothing to train: {done} iterations are done")
     elif distillation is not None:
-        images = len(getattr(train_loader, "dataset", ()))
+        images = len(train_loader.dataset) if isinstance(train_loader, TrainLoader) else None
         distillation.calibrate(train_loader, dict(datasets=dataset_names(cfg, "train"), images=images))
     if trainer.start_iter:
         skip_batches(train_loader, trainer.start_iter * trainer.accumulate)

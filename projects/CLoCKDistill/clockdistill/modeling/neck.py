@@ -67,7 +67,7 @@ class ChannelMapper(nn.Module):
     def check_inputs(self, shapes: dict[str, ShapeSpec]) -> None:
         """Raise an `InvalidValue` unless the backbone has these features, with these numbers of channels.
 
-        Nor may it have others, whose layers would get no gradient.
+        Nor may it compute more that gets no gradient: stages after the last of them, or other levels of a pyramid.
         """
         some_of_backbone = some_of(*shapes)
         if not some_of_backbone.holds(self.in_features):
@@ -75,7 +75,14 @@ class ChannelMapper(nn.Module):
         expected = [shapes[name].channels for name in self.in_features]
         if self.in_channels != expected:
             raise InvalidValue("in_channels", self.in_channels, f"{expected}, the backbone's channels")
-        unused = [name for name in shapes if name not in self.in_features]
+        deepest = max(shapes[name].stride for name in self.in_features)
+        unused = [
+            name
+            for name, shape in shapes.items()
+            # the levels of a pyramid have equal widths and layers of their own
+            if name not in self.in_features
+            and (shape.channels in expected if shape.stride < deepest else shape.channels > max(expected))
+        ]
         if unused:
             text = f"a list with {', '.join(unused)} too, or remove these from the backbone's outputs (out_features)"
             raise InvalidValue("in_features", self.in_features, text)

@@ -129,7 +129,10 @@ class LoadReport(NamedTuple):
         """Return what a file that belongs to another model does, to complete "checkpoint …"; None if all matched."""
         for names, fault in (
             (self.unset, "does not set {} parameters or buffers of the model"),
-            ([] if self.converted else self.unexpected, "has {} parameters or buffers that the model does not have"),
+            (
+                [] if self.converted else self.unexpected,
+                "has {} parameters or buffers that the model does not have",
+            ),
             (self.conflicting, "has different values for {} parameters that the model shares"),
         ):
             if names:
@@ -282,7 +285,8 @@ def load_weights(model: nn.Module, path: str, strict: bool = False) -> LoadRepor
         model: any module that is not wrapped in DistributedDataParallel.
         path: a checkpoint of this project, of Detectron2's model zoo (`.pkl`), of a torchvision ResNet, or of a DINO,
             Deformable DETR or DAB-DETR from detrex or its authors. If it has averaged weights, they are loaded.
-        strict: raise a `UserError` if the file and the model do not have the same parameters and buffers.
+        strict: raise a `UserError` if the file and the model do not have the same parameters and buffers, or if the
+            file has different values for one that the model shares. Files of other implementations may have more.
 
     Raises:
         UserError: the file does not exist or is not a checkpoint.

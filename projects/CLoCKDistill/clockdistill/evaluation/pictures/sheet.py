@@ -131,6 +131,10 @@ def draw_label(axes: Axes, box: Sequence[float], text: str, fc: str, color: str 
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write a (height, width, 3) uint8 RGB picture."""
+    """Write a (height, width, 3) uint8 RGB picture.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     if not cv2.imwrite(str(path), picture[:, :, ::-1]):
         raise UserError(f"cannot write {path}: check that its folder exists, is writable and has free space")
