@@ -287,11 +287,11 @@ def path_of(config: str) -> str:
 
 
 def load(config: str) -> DictConfig:
-    return copy.deepcopy(execute(path_of(config)))
+    return copy.deepcopy(execute_once(path_of(config)))
 
 
 @functools.cache
-def execute(path: str) -> DictConfig:
+def execute_once(path: str) -> DictConfig:
     return execute_config(path)
 
 

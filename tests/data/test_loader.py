@@ -40,6 +40,13 @@ def load(records, count, start=0, num_workers=0, **kwargs):
     return list(itertools.islice(loader, count))
 
 
+def test_records_without_sizes_are_named(records):
+    del records[3]["width"]
+    with pytest.raises(UserError, match=r"3\.png has no width and height .*aspect_ratio_grouping=False"):
+        load(records, 1)
+    assert len(load(records, 1, aspect_ratio_grouping=False)) == 1
+
+
 def ids(batches):
     return [[x["image_id"] for x in batch] for batch in batches]
 

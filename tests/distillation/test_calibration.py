@@ -43,9 +43,9 @@ def test_the_teacher_decodes_a_calibrated_query_into_its_object(variant):
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
 
-def calibrated_hook(teacher, data, **settings):
+def calibrated_hook(teacher, data, source=None, **settings):
     hook = make_hook(tiny("deformable_detr"), teacher, embedding="calibrated", calibration=CALIBRATION | settings)
-    hook.calibrate(data)
+    hook.calibrate(data, source)
     return hook
 
 
@@ -69,6 +69,20 @@ def test_a_calibration_with_other_settings_is_not_reused(tmp_path, other):
     first = calibrated_hook(teacher, [batch] * 2)
     anew = calibrated_hook(teacher, [batch] * 2, **other)
     assert not torch.equal(anew.embedding.content.weight, first.embedding.content.weight)
+
+
+def test_a_calibration_on_other_data_is_not_reused(tmp_path, caplog):
+    """As with a small set for a first try, which lacks classes."""
+    teacher, batch = save_teacher(tmp_path, "deformable_detr"), random_batch(counts=(3, 3))
+    few = [x | dict(instances=x["instances"][x["instances"].gt_classes == 1]) for x in batch]
+    first = calibrated_hook(teacher, [few] * 2, dict(images=2))
+    assert "calibration have no objects of class 0, 2: their target queries have no content" in caplog.text
+    assert not first.embedding.content.weight[[0, 2]].any()
+    assert calibrated_hook(teacher, None, dict(images=2)).embedding.content.weight[1].any()
+    anew = calibrated_hook(teacher, [batch] * 2, dict(images=3))
+    assert all(
+        anew.embedding.content.weight[label].any() for label in torch.cat([x["instances"].gt_classes for x in batch])
+    )
 
 
 def test_a_file_without_a_calibration_is_refused(tmp_path):

@@ -219,6 +219,17 @@ def test_eval_only_without_weights_or_evaluator_is_an_error(tmp_path):
         do_test(cfg, ToyDetector(channels=4))
 
 
+def test_a_loader_of_others_need_not_know_its_length(tmp_path, monkeypatch):
+    """In Detectron2's training loader, `dataset` is a loader without a length."""
+    sources = []
+    monkeypatch.setattr(ToyLoader, "dataset", iter([]), raising=False)
+    monkeypatch.setattr(ToyDistillation, "calibrate", lambda self, data, source: sources.append(source))
+    cfg = toy_config(tmp_path)
+    cfg.distillation = {"_target_": "helpers.toy.ToyDistillation"}
+    run_toy(cfg)
+    assert sources == [dict(datasets=[], images=None)]
+
+
 @pytest.mark.parametrize("flags", [{}, {"resume": True}], ids=["new", "resumed"])
 def test_a_finished_training_is_not_overwritten(tmp_path, flags):
     run_toy(toy_config(tmp_path))

@@ -261,3 +261,8 @@ def test_pictures_of_the_documents_are_small():
     paths = list((Path(__file__).parents[2] / "docs").rglob("*.png"))
     assert paths
     assert [path.name for path in paths if path.stat().st_size > 300_000] == []
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*nowhere/a\.png: check that its folder exists"):
+        pictures.write_png(tmp_path / "nowhere" / "a.png", np.zeros((2, 2, 3), np.uint8))

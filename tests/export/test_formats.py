@@ -53,6 +53,26 @@ def test_the_exported_function_equals_the_detector_on_a_padded_batch(variant, gr
         assert labels[keep].tolist() == x["instances"].pred_classes.tolist()
 
 
+@pytest.mark.parametrize(
+    "padding",
+    [("size_divisibility", 64), ("padding_constraints", {"square_size": 100, "size_divisibility": 32})],
+    ids=["divisible", "square"],
+)
+def test_the_exported_function_pads_as_the_backbone_needs(padding):
+    model = detector()
+    plain = model.preprocess(random_batch(sizes=(SIZE,), counts=(1,))).tensor.shape
+    model.backbone.__class__ = type("PaddedResNet", (type(model.backbone),), dict([padding]))
+    batch = random_batch(sizes=(SIZE,), counts=(1,))
+    assert model.preprocess(batch).tensor.shape != plain
+    with torch.no_grad():
+        (expected,) = model(batch)
+        boxes, scores, labels = ExportableDetector(model)(batch[0]["image"][None], torch.tensor([SIZE]))
+    keep = (boxes[0, :, 2:] > boxes[0, :, :2]).all(1)
+    torch.testing.assert_close(boxes[0][keep], expected["instances"].pred_boxes.tensor, rtol=0, atol=1e-3)
+    torch.testing.assert_close(scores[0][keep], expected["instances"].scores, rtol=0, atol=1e-6)
+    assert labels[0][keep].tolist() == expected["instances"].pred_classes.tolist()
+
+
 @pytest.mark.parametrize("operator", [by_grid_sample, by_gather])
 def test_standard_operators_equal_deformable_attention(operator):
     shapes = [(5, 7), (3, 4), (1, 1)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from PIL import Image
+from PIL import ExifTags, Image
 
 import export
 import make_street_scenes
@@ -236,6 +236,10 @@ def test_resizing_determines_metadata_and_size(tmp_path):
     assert export.smallest_size(paths, T.AugmentationList([])) == (80, 90)
     assert resize_rule([T.ResizeShortestEdge(**rule)]) == rule
     assert export.smallest_size(paths, T.AugmentationList([T.ResizeShortestEdge(**rule)])) == (70, 60)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (100, 30)).save(tmp_path / "c.jpg", exif=turned)
+    assert export.smallest_size([tmp_path / "c.jpg"], T.AugmentationList([])) == (100, 30)
     bicubic = T.ResizeShortestEdge(40, interp=Image.BICUBIC)
     for augmentations in (
         [T.RandomFlip()],

@@ -51,6 +51,11 @@ def uninitialized(config):
     return model.to_empty(device="cpu")
 
 
+def assert_all_matched(report):
+    assert report.unexpected == []
+    assert report.fault() is None
+
+
 def assert_same_weights(model, reference):
     torch.testing.assert_close(model.state_dict(), reference.state_dict(), rtol=0, atol=0)
 
@@ -66,9 +71,7 @@ def test_reference_names_and_shapes_fit_the_full_size_models(tmp_path, source, v
     # expanded tensors take no space in the file
     weights = {name: torch.tensor(numbers[model_name]).expand(shape) for name, shape, model_name in names}
     torch.save({"model": weights}, tmp_path / "full_size.pth")
-    report = load_weights(model, str(tmp_path / "full_size.pth"), strict=True)
-    assert report.unexpected == []
-    assert report.fault() is None
+    assert_all_matched(load_weights(model, str(tmp_path / "full_size.pth"), strict=True))
     for name, value in model.state_dict().items():
         assert (value == numbers[name]).all(), name
 
@@ -80,17 +83,13 @@ def test_checkpoint_is_loaded_in_full(tmp_path, source, variant):
     args = argparse.Namespace(backbone="resnet50", lr_drop_list=[33, 45])
     torch.save({"model": source_state_dict(source, variant, reference), "epoch": 11, "args": args}, path)
     model = small_detector(source, variant, seed=2)
-    report = load_weights(model, str(path), strict=True)
-    assert report.unexpected == []
-    assert report.fault() is None
+    assert_all_matched(load_weights(model, str(path), strict=True))
     assert_same_weights(model, reference)
 
     # and from a checkpoint of this project
     torch.save({"model": model.state_dict()}, path)
     model = small_detector(source, variant, seed=3)
-    report = load_weights(model, str(path), strict=True)
-    assert report.unexpected == []
-    assert report.fault() is None
+    assert_all_matched(load_weights(model, str(path), strict=True))
     assert_same_weights(model, reference)
 
 
@@ -115,9 +114,7 @@ def test_bare_weights_of_a_distributed_run(tmp_path, source):
     weights = source_state_dict(source, "dino", reference)
     torch.save({f"module.{name}": value for name, value in weights.items()}, tmp_path / "bare.pth")
     model = small_detector(source, seed=2)
-    report = load_weights(model, str(tmp_path / "bare.pth"), strict=True)
-    assert report.unexpected == []
-    assert report.fault() is None
+    assert_all_matched(load_weights(model, str(tmp_path / "bare.pth"), strict=True))
     assert_same_weights(model, reference)
 
 
@@ -135,9 +132,7 @@ def test_averaged_weights_are_preferred(tmp_path, caplog, source, variant):
     }
     torch.save(content, tmp_path / "averaged.pth")
     model = small_detector(source, variant, seed=3)
-    report = load_weights(model, str(tmp_path / "averaged.pth"), strict=True)
-    assert report.unexpected == []
-    assert report.fault() is None
+    assert_all_matched(load_weights(model, str(tmp_path / "averaged.pth"), strict=True))
     assert_same_weights(model, averaged)
     assert key in caplog.text
 
@@ -165,9 +160,7 @@ def test_the_80_coco_classes_are_selected_from_the_authors_91(tmp_path, variant)
     reference = small_detector("authors", variant, seed=1, num_classes=91)
     torch.save({"model": source_state_dict("authors", variant, reference)}, tmp_path / "coco.pth")
     model = small_detector("authors", variant, seed=2, num_classes=80)
-    report = load_weights(model, str(tmp_path / "coco.pth"), strict=True)
-    assert report.unexpected == []
-    assert report.fault() is None
+    assert_all_matched(load_weights(model, str(tmp_path / "coco.pth"), strict=True))
     ids = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
     assert (len(ids), ids[0], ids[-1]) == (80, 1, 90)
     with torch.no_grad():
@@ -235,11 +228,15 @@ def test_own_weights_of_another_architecture_are_refused(tmp_path, variant, othe
 
 def test_classes_that_others_allowed_torch_to_load_are_kept(tmp_path):
     mine = type("ListConfig", (), {"__module__": "omegaconf.listconfig"})
-    with torch.serialization.safe_globals([mine]):
-        before = torch.serialization.get_safe_globals()
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([mine])
+    try:
         torch.save({"model": tiny().state_dict()}, tmp_path / "model.pth")
         load_weights(tiny(), str(tmp_path / "model.pth"))
-        assert set(torch.serialization.get_safe_globals()) == set(before)
+        assert set(torch.serialization.get_safe_globals()) == {*before, mine}
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 @each_family
@@ -288,9 +285,7 @@ def test_early_names_of_detrex(tmp_path, variant, name, early_name):
     assert early.keys() != weights.keys()
     torch.save({"model": early}, tmp_path / "early.pth")
     model = small_detector("detrex", variant, seed=2)
-    report = load_weights(model, str(tmp_path / "early.pth"), strict=True)
-    assert report.unexpected == []
-    assert report.fault() is None
+    assert_all_matched(load_weights(model, str(tmp_path / "early.pth"), strict=True))
     assert_same_weights(model, reference)
 
 
@@ -304,9 +299,7 @@ def test_the_documented_overrides_are_the_position_encoding_of_detrex():
 def test_demo_checkpoints_fit_their_configs(name):
     model = uninitialized(load_config(str(CONFIGS / name / f"{name}_r18_small_street.py")).model)
     path = CONFIGS.parent / "demo" / f"{name}_r18_small_street.pth"
-    report = load_weights(model, str(path), strict=True)
-    assert report.unexpected == []
-    assert report.fault() is None
+    assert_all_matched(load_weights(model, str(path), strict=True))
 
 
 def test_a_training_checkpoint_with_omegaconf_containers(tmp_path):
@@ -318,9 +311,7 @@ def test_a_training_checkpoint_with_omegaconf_containers(tmp_path):
     content = {"model": source_state_dict("detrex", "dino", reference), "optimizer": optimizer, "iteration": 3}
     torch.save(content, tmp_path / "training.pth")
     model = small_detector("detrex", seed=2)
-    report = load_weights(model, str(tmp_path / "training.pth"), strict=True)
-    assert report.unexpected == []
-    assert report.fault() is None
+    assert_all_matched(load_weights(model, str(tmp_path / "training.pth"), strict=True))
     assert_same_weights(model, reference)
 
 

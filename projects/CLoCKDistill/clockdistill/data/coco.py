@@ -61,7 +61,7 @@ def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[
             path = image_root / image["file_name"]
             sizes = dict(height=image["height"], width=image["width"])
             records[image["id"]] = dict(file_name=str(path), image_id=image["id"], **sizes, annotations=[])
-    sizes = {key: (record["width"], record["height"]) for key, record in records.items()}
+    annotated_sizes = {key: (record["width"], record["height"]) for key, record in records.items()}
     faults += image_faults(json_file, records.values(), decode)
     unreadable = {fault.bad_image for fault in faults if fault.bad_image}
 
@@ -87,7 +87,7 @@ def read_coco(json_file: Path, image_root: Path, decode: bool = False) -> tuple[
                 edges = left, top, left + width, top + height
                 fitted, text, repair = fit_box(edges, record["width"], record["height"])
                 if repair:
-                    size = sizes[annotation["image_id"]]
+                    size = annotated_sizes[annotation["image_id"]]
                     if fit_box(edges, *size)[2] is None:
                         text = f"{text.partition(';')[0]}, as it is for one of {size[0]}x{size[1]}; scale the boxes too"
                         repair = None
@@ -135,7 +135,11 @@ def read_json(path: Path) -> dict:
 
 
 def image_faults(json_file: Path, records: Collection[dict], decode: bool) -> Iterator[Fault]:
-    """Yield a fault for each image that is missing, unreadable or of another size, which is corrected in its record."""
+    """Yield a fault for each image that is missing, unreadable or of another size, which is corrected in its record.
+
+    Raises:
+        MissingDataset: none of the images' folders exists.
+    """
     paths = {Path(record["file_name"]): record for record in records}
     folders = {folder: list_folder(folder) for folder in {path.parent for path in paths}}
     present = [path for path in paths if path.name in folders[path.parent]]

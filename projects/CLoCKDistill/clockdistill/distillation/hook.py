@@ -86,14 +86,14 @@ class DistillationHook(HookBase):
                 "and they share none: set the student's model.neck.in_features to levels of the teacher, or "
                 "distillation.level_pairing=order, or remove the losses that compare memories"
             )
+        pairs = zip(self.teacher_levels, self.student_levels, strict=True)
+        strides = [(self.teacher.strides[i], student.strides[j]) for i, j in pairs]
         if self.requires_memory:
-            pairs = zip(self.teacher_levels, self.student_levels, strict=True)
-            strides = ", ".join(f"{self.teacher.strides[i]} with {student.strides[j]}" for i, j in pairs)
-            logger.info(f"Comparing memories on these strides (teacher's with student's): {strides}")
+            text = ", ".join(f"{first} with {second}" for first, second in strides)
+            logger.info(f"Comparing memories on these strides (teacher's with student's): {text}")
 
         for loss in losses.values():
-            pairs = zip(self.teacher_levels, self.student_levels, strict=True)
-            loss.level_scales = [student.strides[j] / self.teacher.strides[i] for i, j in pairs]
+            loss.level_scales = [second / first for first, second in strides]
             loss.build(self.teacher, student)
         self.modules = nn.ModuleDict({"losses": nn.ModuleDict(losses)})
         self.balance = None if balance is None else GradientBalance(balance, balance_period)

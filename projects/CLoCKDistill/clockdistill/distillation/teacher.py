@@ -1,12 +1,11 @@
 """The frozen teacher, and the levels that its memory shares with the student's."""
 
-import os
 from collections.abc import Sequence
 
 from ..config_file import build, execute_config
 from ..errors import UserError
 from ..modeling import Detector
-from ..modeling.weights import WeightLoader, metadata_of
+from ..modeling.weights import WeightLoader, is_missing, metadata_of
 
 
 def load_teacher(config: str, checkpoint: str, student: Detector) -> tuple[Detector, list[str] | None]:
@@ -21,7 +20,7 @@ def load_teacher(config: str, checkpoint: str, student: Detector) -> tuple[Detec
     """
     if not checkpoint:
         raise UserError("no teacher checkpoint is given: set distillation.teacher.checkpoint=PATH")
-    if "://" not in checkpoint and not os.path.isfile(checkpoint):
+    if is_missing(checkpoint):
         raise UserError(
             f"teacher checkpoint {checkpoint} does not exist: train the teacher first, or set "
             "distillation.teacher.checkpoint to its weights"

@@ -19,6 +19,7 @@ from torch import nn
 from ..errors import UserError
 from ..files import replaced
 from ..modeling.weights import WeightLoader
+from .datasets import dataset_names
 
 NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
@@ -39,9 +40,9 @@ def inference_metadata(cfg: DictConfig) -> dict[str, Any]:
         A key is left out if the config does not determine it, and `resize` if test images are augmented in another way.
     """
     metadata = {}
-    names = OmegaConf.select(cfg, "dataloader.train.dataset.names")
+    names = dataset_names(cfg, "train")
     if names:
-        class_names = MetadataCatalog.get(names if isinstance(names, str) else names[0]).get("thing_classes")
+        class_names = MetadataCatalog.get(names[0]).get("thing_classes")
         if class_names:
             metadata["class_names"] = list(class_names)
     augmentations = OmegaConf.select(cfg, "dataloader.test.mapper.augmentations")

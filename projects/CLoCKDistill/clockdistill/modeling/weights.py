@@ -163,7 +163,7 @@ class WeightLoader(DetectionCheckpointer):
         Returns:
             The file's other entries, such as the iteration.
         """
-        if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
+        if path and is_missing(path):
             raise UserError(f"checkpoint {path} does not exist: check the path")
         self.report = None
         try:
@@ -256,6 +256,11 @@ class WeightLoader(DetectionCheckpointer):
             list(incompatible.missing_keys), unexpected, list(mismatched), conflicting, weights is not source
         )
         return incompatible
+
+
+def is_missing(path: str) -> bool:
+    """Return whether a checkpoint is neither a URL nor a file; a query, as in Detectron2's paths, is not part of it."""
+    return "://" not in path and not os.path.isfile(path.partition("?")[0])
 
 
 def conflicting_names(state: Mapping[str, Any], model: nn.Module) -> list[str]:
